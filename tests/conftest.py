@@ -1,0 +1,282 @@
+"""What the tests share: a private PostgreSQL server, storages, a browser, and a watch on processes left behind.
+
+Every process of a job carries ``HPO_JOB_ID`` in its environment. This module adds ``HPO_TEST_SESSION`` to its own
+environment, which jobs inherit, so that two test runs on one machine do not hold each other's jobs for their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import psutil
+
+JOB_ID = "HPO_JOB_ID"
+TEST_SESSION = "HPO_TEST_SESSION"
+LEFTOVER_GRACE_S = 2.0
+"""A killed process may need a moment until it is gone."""
+
+
+def pytest_configure() -> None:
+    os.environ[TEST_SESSION] = uuid.uuid4().hex
+
+
+# Processes
+
+
+@pytest.fixture(autouse=True)
+def no_leftover_processes() -> Iterator[Callable[[], list[psutil.Process]]]:
+    """Fails a test that leaves processes of a job alive, and ends them so that the next test starts clean.
+
+    A test that asks for it gets a function: the live job processes that were started since the test began.
+    """
+    before = set(_job_processes())
+
+    def started() -> list[psutil.Process]:
+        return [process for process in _job_processes() if process not in before]
+
+    yield started
+
+    deadline = time.monotonic() + LEFTOVER_GRACE_S
+    while (leftover := started()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    described = [_describe(process) for process in leftover]
+    for process in leftover:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    assert not described, "job processes outlived the test: " + "; ".join(described)
+
+
+def _job_processes() -> Iterator[psutil.Process]:
+    """Live processes of this test session's jobs, wherever their parents went. Zombies have no environment."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            environment = process.environ()
+            if JOB_ID in environment and environment.get(TEST_SESSION) == os.environ[TEST_SESSION]:
+                yield process
+
+
+def _describe(process: psutil.Process) -> str:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return f"{process.pid} ({process.status()}) {' '.join(process.cmdline())}"
+    return f"{process.pid} (gone meanwhile)"
+
+
+# Storages
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """SQLAlchemy URL of a fresh, empty database, once for every backend a study may live in."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'study.db'}"
+        return
+
+    import psycopg
+
+    server_url: str = request.getfixturevalue("postgres_url")
+    conninfo = server_url.replace("postgresql+psycopg:", "postgresql:")
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield server_url.rpartition("/")[0] + f"/{name}"
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """SQLAlchemy URL of a private PostgreSQL server on a free loopback port; its data goes when the tests end."""
+    bin_dir = _postgres_bin_dir()
+    if bin_dir is None:
+        pytest.skip("PostgreSQL is not installed: no initdb on PATH or in /usr/lib/postgresql/*/bin")
+    with tempfile.TemporaryDirectory(prefix="hpo-postgres-") as directory:
+        server = PostgresServer(bin_dir, Path(directory))
+        server.create()
+        port = server.start()
+        try:
+            yield f"postgresql+psycopg://hpo@127.0.0.1:{port}/postgres"
+        finally:
+            server.stop()
+
+
+class PostgresServer:
+    """One server, its data in `directory`. As root it runs as another user, because PostgreSQL refuses root."""
+
+    START_ATTEMPTS = 3
+    """Another program may take the free port before the server does."""
+
+    def __init__(self, bin_dir: Path, directory: Path) -> None:
+        self._bin_dir = bin_dir
+        self._directory = directory
+        self._data = directory / "data"
+        self._user = _unprivileged_user()
+
+    def create(self) -> None:
+        if self._user is not None:
+            shutil.chown(self._directory, user=self._user)
+        options = ["--username=hpo", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        self._run("initdb", f"--pgdata={self._data}", *options)
+
+    def start(self) -> int:
+        """Returns the port, when the server answers."""
+        log = self._directory / "log"
+        for _ in range(self.START_ATTEMPTS):
+            port = _free_port()
+            options = f"-h 127.0.0.1 -p {port} -F -c unix_socket_directories="
+            with contextlib.suppress(RuntimeError):
+                self._run("pg_ctl", "start", "-w", "-D", str(self._data), "-l", str(log), "-o", options)
+                return port
+        raise RuntimeError(f"PostgreSQL does not start:\n{log.read_text()}")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "stop", "-w", "-D", str(self._data), "-m", "immediate")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [str(self._bin_dir / program), *arguments],
+            cwd=self._directory,
+            user=self._user,
+            extra_groups=None if self._user is None else [],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{program} exited {done.returncode}:\n{done.stdout}")
+
+
+def _postgres_bin_dir() -> Path | None:
+    if (initdb := shutil.which("initdb")) is not None:
+        return Path(initdb).resolve().parent
+    found = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    return max((path.parent for path in found), key=lambda path: float(path.parent.name), default=None)
+
+
+def _unprivileged_user() -> str | None:
+    """Whom the server runs as; None is ourselves."""
+    import pwd
+
+    if os.geteuid() != 0:
+        return None
+    users = {entry.pw_name for entry in pwd.getpwall()}
+    return "postgres" if "postgres" in users else "nobody"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+# Browser
+
+
+@dataclass(frozen=True)
+class Browser:
+    """Headless Chromium: each call is a fresh process with a fresh, empty profile that can reach 127.0.0.1 alone."""
+
+    executable: str
+
+    FLAGS = (
+        "--headless",
+        "--no-sandbox",  # containers forbid it, and root may not have it
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-dev-shm-usage",
+        "--disable-breakpad",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        "--window-size=1400,900",
+    )
+
+    def dom(self, url: str, wait_for: str, timeout_s: float = 90.0) -> str:
+        """The page as HTML after its scripts ran. Loads it again until `wait_for` is in its text.
+
+        Raises AssertionError with the last page when `timeout_s` passes first.
+        """
+        deadline = time.monotonic() + timeout_s
+        _wait_until_it_answers(url, deadline)
+        page = ""
+        while (left_s := deadline - time.monotonic()) > 0:
+            # The budget is the page's own clock: it jumps over idle time, so five seconds of it cost about one.
+            page = self._run(min(left_s, 30.0), "--virtual-time-budget=5000", "--dump-dom", url) or page
+            if wait_for in html.unescape(page):
+                return page
+            time.sleep(0.2)
+        raise AssertionError(f"{wait_for!r} did not appear at {url} within {timeout_s:g} s; the page was:\n{page}")
+
+    def screenshot(self, url: str, path: Path, timeout_s: float = 90.0) -> None:
+        """Write what the page looks like to `path`, a PNG."""
+        _wait_until_it_answers(url, time.monotonic() + timeout_s)
+        self._run(timeout_s, "--virtual-time-budget=10000", f"--screenshot={path}", url)
+        assert path.exists(), f"no screenshot of {url} within {timeout_s:g} s"
+
+    def _run(self, timeout_s: float, *arguments: str) -> str:
+        with tempfile.TemporaryDirectory(prefix="hpo-browser-", ignore_cleanup_errors=True) as home:
+            process = subprocess.Popen(
+                [self.executable, *self.FLAGS, f"--user-data-dir={home}/profile", *arguments],
+                env={**os.environ, "HOME": home},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
+            )
+            try:
+                return process.communicate(timeout=timeout_s)[0]
+            except subprocess.TimeoutExpired:
+                return ""
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # its helpers too
+                process.communicate()
+
+
+def _wait_until_it_answers(url: str, deadline: float) -> None:
+    """Cheaper than a browser for each try, while a server is still starting. A server that says no has answered."""
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except urllib.error.HTTPError as answer:
+            answer.close()
+            return
+        except OSError:
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Browser:
+    """A headless browser, or a skip where Chromium is missing."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if (executable := shutil.which(name)) is not None:
+            return Browser(executable)
+    pytest.skip("Chromium is not installed: no chromium, chromium-browser or google-chrome on PATH")

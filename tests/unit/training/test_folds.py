@@ -1,0 +1,75 @@
+"""Folds cover every sample once, keep classes and groups as asked, and never touch the test split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.config import CrossValidationConfig
+from training.data import TEST, PreparedData, split_indices
+from training.errors import DataError
+from training.folds import assign_folds
+
+RANDOM = np.random.default_rng(0)
+LABELS = RANDOM.choice(3, size=300, p=[0.6, 0.3, 0.1])
+GROUPS = RANDOM.integers(0, 30, size=300)
+
+
+def folds(**changes: object) -> np.ndarray:
+    return assign_folds(LABELS, GROUPS, CrossValidationConfig.model_validate(changes), num_samples=300)
+
+
+@pytest.mark.parametrize("stratified", [True, False])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_every_sample_is_in_one_fold_or_in_the_test_split(stratified: bool, grouped: bool) -> None:
+    [assigned] = folds(folds=5, stratified=stratified, grouped=grouped)
+    counts = {fold: int((assigned == fold).sum()) for fold in range(TEST, 5)}
+    assert sum(counts.values()) == 300
+    assert 40 <= counts[TEST] <= 80
+    assert all(count > 30 for count in counts.values())
+
+
+def test_stratified_folds_keep_the_proportions_of_the_classes() -> None:
+    [assigned] = folds(folds=5, stratified=True)
+    for fold in range(TEST, 5):
+        shares = np.bincount(LABELS[assigned == fold], minlength=3) / (assigned == fold).sum()
+        assert shares == pytest.approx(np.bincount(LABELS) / 300, abs=0.03)
+
+
+def test_grouped_folds_split_no_group() -> None:
+    [assigned] = folds(folds=4, grouped=True)
+    assert all(len(set(assigned[group == GROUPS])) == 1 for group in range(30))
+
+
+def test_repeats_shuffle_anew_but_share_the_test_split() -> None:
+    first, second = folds(folds=5, repeats=2)
+    assert ((first == TEST) == (second == TEST)).all()
+    assert (first != second).any()
+
+
+def test_the_seed_decides() -> None:
+    assert (folds(seed=1) == folds(seed=1)).all()
+    assert (folds(seed=1) != folds(seed=2)).any()
+
+
+def test_classes_or_groups_that_are_too_few_are_refused_with_the_numbers() -> None:
+    rare = np.array([0] * 295 + [1] * 5)
+    with pytest.raises(DataError, match="rarest class has 5 samples.*stratified: false"):
+        assign_folds(rare, None, CrossValidationConfig(), num_samples=300)
+    with pytest.raises(DataError, match="3 groups are too few"):
+        assign_folds(LABELS, np.arange(300) % 3, CrossValidationConfig(grouped=True), num_samples=300)
+
+
+def test_a_fold_is_trained_on_the_others_and_the_final_job_on_all_but_the_test_split(tmp_path: Path) -> None:
+    data = PreparedData(arrays={"labels": LABELS}, folder=tmp_path)
+    scored = []
+    for fold in range(5):
+        train, score = split_indices(data, CrossValidationConfig(fold=fold))
+        assert not set(train) & set(score)
+        scored.append(score)
+    train, test = split_indices(data, CrossValidationConfig())
+    assert sorted(np.concatenate(scored)) == sorted(train)
+    assert sorted([*train, *test]) == list(range(300))
+    assert len(list(tmp_path.glob("folds-*.npy"))) == 1  # computed once, whichever fold asks

@@ -1,0 +1,45 @@
+"""The configuration of a job: its schema, reading YAML with places, merging and validating layers. Torch-free."""
+
+from training.config.layers import (
+    assign,
+    find_file,
+    flatten,
+    job_config,
+    keys_at,
+    merge,
+    problems_of,
+    settings_layer,
+    suggestion,
+    validate,
+)
+from training.config.schema import TASK_METRICS, CrossValidationConfig, DistributedConfig, JobConfig, Section
+from training.config.source import KeyPath, Layer, dump_yaml, parse_layer, read_layer
+from training.errors import ConfigError, Failure, FailureKind, Problem, TrainingError
+
+__all__ = [
+    "TASK_METRICS",
+    "ConfigError",
+    "CrossValidationConfig",
+    "DistributedConfig",
+    "Failure",
+    "FailureKind",
+    "JobConfig",
+    "KeyPath",
+    "Layer",
+    "Problem",
+    "Section",
+    "TrainingError",
+    "assign",
+    "dump_yaml",
+    "find_file",
+    "flatten",
+    "job_config",
+    "keys_at",
+    "merge",
+    "parse_layer",
+    "problems_of",
+    "read_layer",
+    "settings_layer",
+    "suggestion",
+    "validate",
+]

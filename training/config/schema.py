@@ -1,0 +1,241 @@
+"""The schema of one training job. What each key means stands under it and is printed in docs/configuration.md.
+
+Every class refuses unknown keys and does not convert types (``"5"`` is not 5), so a typing mistake is an error and
+never a surprise. Torch-free.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from training.errors import ConfigError, Problem
+
+_OWN_TASK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+CLASSIFICATION_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "loss")
+TASK_METRICS: dict[str, tuple[str, ...]] = {
+    "text_classification": CLASSIFICATION_METRICS,
+    "image_classification": CLASSIFICATION_METRICS,
+}
+"""The tasks that come with the project and the metrics each reports; a task of your own is ``module:Class``."""
+
+
+class Section(BaseModel):
+    """A block of a YAML file: no unknown keys, no type conversion, no changes after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class DataConfig(Section):
+    """Which samples to learn from."""
+
+    name: str = "package_docs"
+    """`package_docs`, `digits`, a .csv, .json, .jsonl or .parquet file, a folder saved by `datasets`, or a Hugging Face
+    dataset name."""
+    subset: str | None = None
+    """Configuration of a Hugging Face dataset, such as `mrpc` of `glue`."""
+    source_split: str = "train"
+    """Split of a Hugging Face dataset to take; test split and folds are made from it, see `cross_validation`."""
+    text_column: str = "text"
+    """Column with the text."""
+    image_column: str = "image"
+    """Column with the image."""
+    label_column: str = "label"
+    """Column with the class: names or integers."""
+    group_column: str = "group"
+    """Column that says which samples belong together, read only when `cross_validation.grouped` is true."""
+    max_samples: PositiveInt | None = None
+    """Take a random subset of this many samples (fixed by `cross_validation.seed`); all when null."""
+    max_length: PositiveInt = 64
+    """Longest text, in tokens; longer ones are cut."""
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    """Loader processes per rank; 0 loads in the rank itself."""
+
+
+class ModelConfig(Section):
+    """Which model to train. Keys not listed here go to the architecture's own configuration."""
+
+    model_config = ConfigDict(extra="allow")
+
+    architecture: str = "bert"
+    """A transformers model type (`bert`, `distilbert`, `vit`, ...) built from scratch, or our `mlp` and `cnn`."""
+    pretrained: str | None = None
+    """Start from these weights instead: a local folder, a hub name, or `package:NAME/inner/path`."""
+    tokenizer: str | None = None
+    """Tokenizer, in the same three forms; null takes the one of `pretrained`, or trains a WordPiece one on the data."""
+    vocab_size: Annotated[int, Field(ge=100)] = 4000
+    """Vocabulary of a tokenizer that is trained here (on all texts, but none of their labels)."""
+
+
+class OptimizerConfig(Section):
+    """How the weights move."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer."""
+    lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Weight decay (decoupled in adamw, L2 in sgd); biases and normalization weights have none."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Momentum of sgd."""
+    betas: Annotated[list[Annotated[float, Field(ge=0.0, lt=1.0)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """Averaging coefficients of adamw."""
+
+
+class SchedulerConfig(Section):
+    """How the learning rate changes over the training."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the decay to zero after the warmup."""
+    warmup_ratio: Fraction = 0.1
+    """Part of all optimizer steps during which the rate rises from zero to `optimizer.lr`."""
+
+
+class TrainingConfig(Section):
+    """The loop."""
+
+    epochs: PositiveInt = 3
+    """Passes over the training samples."""
+    global_batch_size: PositiveInt = 32
+    """Samples per optimizer step, over all ranks and accumulated micro-batches together."""
+    accumulate_grad_batches: PositiveInt = 1
+    """Micro-batches per optimizer step; a rank's micro-batch is global_batch_size / (ranks x this)."""
+    max_grad_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+    """Clip the gradient to this norm; null does not clip."""
+    log_every_n_steps: PositiveInt = 10
+    """Optimizer steps between two reported training losses (each is also a point where a stop request is heard)."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        batch, parts = self.global_batch_size, self.accumulate_grad_batches
+        if batch % parts:
+            nearest = f"{batch - batch % parts} and {batch - batch % parts + parts}" if batch > parts else f"{parts}"
+            raise ValueError(
+                f"training.global_batch_size {batch} is not a multiple of accumulate_grad_batches {parts};"
+                f" nearest: {nearest}"
+            )
+        return self
+
+
+class DistributedConfig(Section):
+    """How many devices work on one job, and how they talk."""
+
+    strategy: Literal["auto", "ddp", "none"] = "auto"
+    """`auto` is ddp when the job gets several devices; `none` is always one process."""
+    devices: Literal["auto"] | PositiveInt | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = "auto"
+    """`auto` takes all GPUs, or one process on a CPU; a number; or a list of GPU indices."""
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is cuda where a GPU is visible."""
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """`auto` is nccl on GPUs and gloo on CPUs."""
+    num_nodes: Literal[1] = 1
+    """Machines per job; this version launches jobs on one."""
+    threads_per_rank: Literal["auto"] | PositiveInt = "auto"
+    """CPU threads of a rank; `auto` shares the cores. Small models are steadier, and on a busy machine faster, with 1.
+    On a CPU the last bits of a result depend on it."""
+    timeout_s: PositiveInt = 600
+    """A collective that takes longer than this fails the job."""
+
+
+class CrossValidationConfig(Section):
+    """Which samples train and which are scored. Fixed by `seed`, so identical for every trial."""
+
+    folds: Annotated[int, Field(ge=2, le=100)] = 5
+    """Number of folds."""
+    repeats: PositiveInt = 1
+    """Repeat the whole k-fold split this many times, each with another shuffle."""
+    stratified: bool = True
+    """Keep the class proportions in every fold."""
+    grouped: bool = False
+    """Never split samples of one group (`data.group_column`) between training and scoring."""
+    test_fraction: Annotated[float, Field(ge=0.01, le=0.5)] = 0.2
+    """Held out before the folds are made: neither the search nor the final training learns from it. One part of a whole
+    number of parts: 0.5, 0.25, 0.2, 0.1, ..."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the subset, the test split and the folds."""
+    fold: Annotated[int, Field(ge=0)] | None = None
+    """The fold this job scores. Null trains on everything but the test split and is scored on that."""
+
+    @property
+    def num_splits(self) -> int:
+        """Jobs of one trial: folds x repeats."""
+        return self.folds * self.repeats
+
+    @field_validator("test_fraction")
+    @classmethod
+    def _is_one_part_of_many(cls, fraction: float) -> float:
+        parts = round(1 / fraction)
+        if abs(1 / fraction - parts) > 0.02 * parts:
+            raise ValueError(f"test_fraction {fraction} is not one part of a whole number; nearest: {1 / parts:.3g}")
+        return fraction
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> Self:
+        if self.fold is not None and self.fold >= self.num_splits:
+            raise ValueError(f"fold must be below folds x repeats = {self.num_splits}, not {self.fold}")
+        return self
+
+
+class OutputConfig(Section):
+    """What is kept on disk, and where."""
+
+    root: str = "runs"
+    """Folder of everything that is written: run directories, databases, the cache of prepared data."""
+    save_model: bool = True
+    """Save the trained model (folds of a search never do)."""
+    keep_checkpoint: bool = False
+    """Keep the last checkpoint when the job is complete; it always exists while the job runs."""
+
+
+class JobConfig(Section):
+    """One training job, complete: two equal ones give the same result."""
+
+    task: str = "text_classification"
+    """`text_classification`, `image_classification`, or a class of your own as `package.module:Class`."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the weights, the order of the samples and dropout."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    training: TrainingConfig = TrainingConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    cross_validation: CrossValidationConfig = CrossValidationConfig()
+    output: OutputConfig = OutputConfig()
+
+    @field_validator("task")
+    @classmethod
+    def _task_is_known(cls, task: str) -> str:
+        if task not in TASK_METRICS and not _OWN_TASK.fullmatch(task):
+            known = ", ".join(TASK_METRICS)
+            raise ValueError(f"task '{task}' is not one of {known}; write your own as 'package.module:Class'")
+        return task
+
+    def micro_batch_size(self, world_size: int) -> int:
+        """Samples of one rank's micro-batch on `world_size` ranks. Raises ConfigError when it would not be exact."""
+        batch, parts = self.training.global_batch_size, world_size * self.training.accumulate_grad_batches
+        if batch % parts:
+            nearest = " or ".join(str(size) for size in (batch - batch % parts, batch - batch % parts + parts) if size)
+            message = (
+                f"training.global_batch_size {batch} cannot be shared by {world_size} ranks x"
+                f" {self.training.accumulate_grad_batches} micro-batches; nearest: {nearest}"
+            )
+            raise ConfigError([Problem(place="training.global_batch_size", message=message)])
+        return batch // parts
+
+    def with_values(self, changes: dict[str, Any]) -> JobConfig:
+        """A validated copy with `changes`, keyed by dotted path: ``{"cross_validation.fold": 2}``."""
+        from training.config.layers import assign
+
+        values = self.model_dump()
+        for key, value in changes.items():
+            assign(values, tuple(key.split(".")), value)
+        return JobConfig.model_validate(values)

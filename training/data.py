@@ -1,0 +1,187 @@
+"""Prepared samples on disk, their folds, and the loaders of a rank.
+
+Samples are prepared (tokenised, converted) once per dataset and recipe, as ``.npy`` arrays in the cache, and mapped
+into memory read-only by every fold, trial and rank. Folds are computed once per cross-validation block and kept beside
+them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from training.config import CrossValidationConfig, JobConfig
+from training.distributed import RunContext
+from training.errors import DataError
+from training.run_dir import write_atomically
+
+Batch = dict[str, Tensor]
+Collate = Callable[[Batch], Batch]
+TEST = -1
+"""Fold number of the samples held out before the folds were made."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedData:
+    """Samples ready for a model. ``arrays[name][i]`` belongs to sample i; `info` is what the task needs to know."""
+
+    arrays: dict[str, np.ndarray]
+    """Inputs of the model, and ``labels`` where samples have a class, each with the samples along its first axis."""
+    groups: np.ndarray | None = None
+    """Group number of each sample, or None."""
+    info: dict[str, Any] = field(default_factory=dict)
+    """Plain values, such as the names of the classes."""
+    folder: Path = Path()
+    """Where the arrays are; a task may keep more beside them, such as a tokenizer."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+
+def prepare_once(config: JobConfig, recipe: dict[str, Any], build: Callable[[Path], PreparedData]) -> PreparedData:
+    """What `build` makes, from the cache when the same `recipe` (plain values) was built before.
+
+    `build` gets a folder to leave more files in. Safe for many processes at once: one builds, the others wait.
+    """
+    cache = Path(config.output.root) / "cache"
+    folder = cache / f"data-{_digest(recipe)}"
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                _build(folder, recipe, build)
+    return _load(folder)
+
+
+def _build(folder: Path, recipe: dict[str, Any], build: Callable[[Path], PreparedData]) -> None:
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+    try:
+        data = build(temporary)
+        for name, array in data.arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        if data.groups is not None:
+            np.save(temporary / "groups.npy", data.groups)
+        meta = {"arrays": list(data.arrays), "info": data.info, "recipe": recipe}
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _load(folder: Path) -> PreparedData:
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["arrays"]}
+        groups = np.load(folder / "groups.npy") if (folder / "groups.npy").exists() else None
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"prepared data in {folder} is damaged ({error}); remove that folder to build it again"
+        ) from error
+    return PreparedData(arrays=arrays, groups=groups, info=meta["info"], folder=folder)
+
+
+def split_indices(data: PreparedData, config: CrossValidationConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Sample indices to train on and to score, for ``config.fold`` (None: all but the test split, and that split)."""
+    folds = _folds(data, config)
+    if config.fold is None:
+        return np.flatnonzero(folds[0] != TEST), np.flatnonzero(folds[0] == TEST)
+    repeat, fold = divmod(config.fold, config.folds)
+    return np.flatnonzero((folds[repeat] != TEST) & (folds[repeat] != fold)), np.flatnonzero(folds[repeat] == fold)
+
+
+def _folds(data: PreparedData, config: CrossValidationConfig) -> np.ndarray:
+    """(repeats, samples): the fold of each sample, TEST for the held-out ones. Computed once, kept beside the data."""
+    path = data.folder / f"folds-{_digest(config.model_dump(exclude={'fold'}))}.npy"
+    if not path.exists():
+        from training.folds import assign_folds
+
+        folds = assign_folds(data.arrays.get("labels"), data.groups, config, num_samples=len(data))
+        write_atomically(path, _npy_bytes(folds))  # whoever else computes it writes the same
+    stored: np.ndarray = np.load(path)
+    return stored
+
+
+def _npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaders:
+    """The batches of one rank. Training: an equal share of every global batch. Evaluation: each sample on one rank."""
+
+    train: DataLoader[Batch]
+    evaluate: DataLoader[Batch]
+    sampler: DistributedSampler[Batch]
+    steps_per_epoch: int
+    """Optimizer steps; the same on every rank."""
+    train_samples: int
+    eval_samples: int
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle for this epoch: the same order of samples for any number of ranks."""
+        self.sampler.set_epoch(epoch)
+
+
+def build_loaders(data: PreparedData, config: JobConfig, context: RunContext, collate: Collate) -> Loaders:
+    """The loaders of this rank for the job's fold. Raises DataError when a fold is smaller than one global batch."""
+    train, scored = split_indices(data, config.cross_validation)
+    micro_batch = config.micro_batch_size(context.world_size)
+    if len(train) < config.training.global_batch_size:
+        raise DataError(
+            f"{len(train)} training samples are fewer than training.global_batch_size"
+            f" {config.training.global_batch_size}; lower it or raise data.max_samples"
+        )
+    if len(scored) < context.world_size:
+        raise DataError(f"{len(scored)} samples to score are fewer than the {context.world_size} ranks that share them")
+    shard = ArrayDataset(data.arrays, train)
+    sampler: DistributedSampler[Batch] = DistributedSampler(
+        shard, num_replicas=context.world_size, rank=context.rank, seed=config.seed, drop_last=True
+    )
+    options: dict[str, Any] = {"num_workers": config.data.num_workers, "collate_fn": collate}
+    options["pin_memory"] = context.device.type == "cuda"
+    # Ranks score every world_size-th sample: no padding, so nothing is counted twice.
+    mine = ArrayDataset(data.arrays, scored[context.rank :: context.world_size])
+    return Loaders(
+        train=DataLoader(shard, batch_size=micro_batch, sampler=sampler, drop_last=True, **options),
+        evaluate=DataLoader(mine, batch_size=micro_batch * config.training.accumulate_grad_batches, **options),
+        sampler=sampler,
+        steps_per_epoch=len(train) // config.training.global_batch_size,
+        train_samples=len(train),
+        eval_samples=len(scored),
+    )
+
+
+class ArrayDataset(Dataset[Batch]):
+    """Rows of memory-mapped arrays, fetched a batch at a time."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], indices: np.ndarray) -> None:
+        self._arrays = arrays
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitems__(self, positions: Sequence[int]) -> Batch:
+        """The samples at `positions` as one batch: ``{name: (len(positions), ...)}``."""
+        rows = self._indices[list(positions)]
+        return {name: torch.from_numpy(array[rows]) for name, array in self._arrays.items()}

@@ -1,0 +1,104 @@
+"""Everything this package raises on purpose, and the failure a rank leaves behind.
+
+    TrainingError                 kind of the Failure it becomes
+    ├── ConfigError               config       the YAML, or what it asks for, is wrong: a list of Problems
+    ├── DataError                 data         the dataset cannot be read or does not fit the task
+    ├── NonFiniteLossError        non_finite   the loss became NaN or infinite
+    └── DistributedStartError     distributed_start   the process group could not be formed
+
+Any other exception in a rank is ``user_code``, but for out-of-memory (``oom``) and a collective that broke
+after the start (``infrastructure``). Two kinds are only ever seen from outside, by whoever launched the job:
+``signal`` (a rank was killed) and ``launch`` (it ended and said nothing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FailureKind(StrEnum):
+    """Why a job failed; the word recorded in the study, in MLflow and in ``error.json``."""
+
+    CONFIG = "config"
+    DATA = "data"
+    NON_FINITE = "non_finite"
+    OOM = "oom"
+    USER_CODE = "user_code"
+    DISTRIBUTED_START = "distributed_start"
+    INFRASTRUCTURE = "infrastructure"
+    SIGNAL = "signal"
+    LAUNCH = "launch"
+
+
+class TrainingError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    kind = FailureKind.USER_CODE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One thing wrong with the user's input: where it stands and which rule it breaks."""
+
+    place: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+class ConfigError(TrainingError):
+    """What the user wrote is wrong. Carries every problem found, not only the first."""
+
+    kind = FailureKind.CONFIG
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class DataError(TrainingError):
+    """The dataset cannot be read, or is not what the task needs."""
+
+    kind = FailureKind.DATA
+
+
+class NonFiniteLossError(TrainingError):
+    """The training loss became NaN or infinite."""
+
+    kind = FailureKind.NON_FINITE
+
+
+class DistributedStartError(TrainingError):
+    """The ranks could not form a process group."""
+
+    kind = FailureKind.DISTRIBUTED_START
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """The first failure of a job, as kept in ``error.json``. ``rank`` is None when no rank could say it itself."""
+
+    kind: FailureKind
+    message: str
+    rank: int | None = None
+    traceback: str = ""
+
+
+def classify(error: BaseException) -> FailureKind:
+    """Name the kind of an exception caught in a rank (no torch import needed: classes are matched by name)."""
+    if isinstance(error, TrainingError):
+        return error.kind
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return FailureKind.OOM
+    if type(error).__name__ in {"DistBackendError", "DistNetworkError", "DistStoreError"} or _is_lost_peer(error):
+        return FailureKind.INFRASTRUCTURE
+    return FailureKind.USER_CODE
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    # gloo raises a bare RuntimeError when a peer goes away.
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("gloo" in text and ("Connection" in text or "closed by peer" in text))

@@ -1,0 +1,63 @@
+"""A rank as a process: its output, its death with its parent, and what it leaves when it fails."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from training.errors import Failure, TrainingError, classify
+from training.run_dir import RunDir
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies (Linux; elsewhere nothing happens).
+
+    The parent is the thread that started this process, so it must be started from one that lives as long as the job.
+    ``HPO_PARENT_PID`` says who it was; a process started by this one gets this one's.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = os.environ.get("HPO_PARENT_PID")
+    if parent is not None and os.getppid() != int(parent):  # it died before the call
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.environ["HPO_PARENT_PID"] = str(os.getpid())
+
+
+def rank_from_environment() -> int:
+    """This process's rank as torchrun set it; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def redirect_output(path: Path) -> None:
+    """Append everything this process and its libraries print to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def fail(run_dir: RunDir, error: BaseException, *, rank: int) -> None:
+    """Leave the failure in ``error.json`` (the first rank wins) and end this process at once with status 1.
+
+    At once: an orderly exit could wait for a peer in a collective, for a loader's worker or for the GPU.
+    """
+    text = "".join(traceback.format_exception(error))
+    run_dir.write_error(Failure(kind=classify(error), message=_message(error), rank=rank, traceback=text))
+    sys.stderr.write(text)
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _message(error: BaseException) -> str:
+    text = str(error).strip()
+    return text if isinstance(error, TrainingError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

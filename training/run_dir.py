@@ -1,0 +1,264 @@
+"""The run directory: the only meeting point of the job's ranks and whoever launched them. Torch-free.
+
+    config.yaml     the resolved, complete configuration
+    metrics.jsonl   one Record a line, appended by rank 0
+    stop            present when the job is asked to stop early
+    result.json     the Outcome, written by rank 0 before any teardown
+    error.json      the Failure of the first rank that failed
+    checkpoints/    epoch_0003.pt
+    model/          the trained model, when asked for
+    logs/           agent.log, rank_0.log, ...
+
+Every whole file appears atomically (a temporary file in the same folder, fsync, rename), so a reader finds all of it
+or none, and a kill at any moment leaves the directory usable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from training.config import Failure, FailureKind, JobConfig, dump_yaml, job_config, read_layer
+from training.errors import DataError
+
+Value = TypeVar("Value")
+
+
+class Event(StrEnum):
+    """What a Record tells."""
+
+    START = "start"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One line of ``metrics.jsonl``. `step` counts optimizer steps and `epoch` finished epochs, from the start."""
+
+    event: Event
+    step: int
+    epoch: int
+    time: float
+    """Unix time in seconds."""
+    values: dict[str, float]
+    """START: world_size, epochs, steps_per_epoch, train_samples. TRAIN: loss, lr. EVALUATE: the task's metrics."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a job that ended by itself leaves in ``result.json``."""
+
+    metrics: dict[str, float]
+    """The metrics of the last evaluation."""
+    stopped: bool
+    """True when the job left early because it was asked to."""
+    epochs: int
+    steps: int
+    train_samples: int
+    eval_samples: int
+    world_size: int
+    device: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class RunDir:
+    """Every path of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.stop = self.path / "stop"
+        self.result = self.path / "result.json"
+        self.error = self.path / "error.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self.logs = self.path / "logs"
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, parent: Path, name: str) -> RunDir:
+        """A fresh directory `parent`/`name`, or `name`-2, `name`-3, ... when taken; safe between processes."""
+        parent.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            path = parent / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir(mode=0o700)
+            except FileExistsError:
+                number += 1
+            else:
+                return cls(path)
+
+    def prepare(self, config: JobConfig, *, resume: bool = False) -> None:
+        """Write the configuration and clear what an earlier attempt left; `resume` keeps its checkpointed epochs."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.logs.mkdir(exist_ok=True)
+        if resume:
+            self.forget_after(self.last_epoch())
+        else:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            self.metrics.unlink(missing_ok=True)
+        for leftover in (self.stop, self.result, self.error):
+            leftover.unlink(missing_ok=True)
+        write_atomically(self.config, dump_yaml(config.model_dump()).encode())
+
+    def checkpoint(self, epoch: int) -> Path:
+        """The checkpoint after `epoch` finished epochs."""
+        return self.checkpoints / f"epoch_{epoch:04d}.pt"
+
+    def last_epoch(self) -> int:
+        """Finished epochs at the newest checkpoint; 0 when there is none."""
+        return max((int(path.stem.removeprefix("epoch_")) for path in self.checkpoints.glob("epoch_*.pt")), default=0)
+
+    def load_config(self) -> JobConfig:
+        """Read ``config.yaml``. Raises ConfigError."""
+        return job_config(read_layer(self.config))
+
+    def log(self, name: str) -> Path:
+        """The log file of ``agent`` or ``rank_0``."""
+        return self.logs / f"{name}.log"
+
+    def request_stop(self) -> None:
+        """Ask the job to leave at the next point where rank 0 looks."""
+        self.stop.touch()
+
+    def append(self, record: Record) -> None:
+        """Append one line (rank 0)."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop the records of epochs that a job resuming after `epoch` epochs will repeat, and a cut-off line."""
+        kept = [record for record in self.records() if _is_before(record, epoch)]
+        lines = "".join(json.dumps(asdict(record)) + "\n" for record in kept).encode()
+        if self.metrics.exists() and self.metrics.stat().st_size != len(lines):
+            write_atomically(self.metrics, lines)
+
+    def records(self) -> list[Record]:
+        """All complete lines so far."""
+        return Tail(self).read()
+
+    def write_result(self, outcome: Outcome) -> None:
+        """Write ``result.json`` (rank 0)."""
+        write_atomically(self.result, json.dumps(asdict(outcome), indent=2).encode())
+
+    def load_result(self) -> Outcome | None:
+        """The outcome, or None when the job has not ended by itself. Raises DataError when it is damaged."""
+        values = _read_json(self.result)
+        return None if values is None else _decode(self.result, lambda: Outcome(**values))
+
+    def write_error(self, failure: Failure) -> bool:
+        """Write ``error.json`` unless another rank was first. Returns whether this one was."""
+        with _temporary(self.error) as (temporary, file):
+            file.write(json.dumps(asdict(failure), indent=2).encode())
+            file.flush()
+            try:
+                os.link(temporary, self.error)
+            except FileExistsError:
+                return False
+            except OSError:  # no hard links here, as on a mounted Google Drive: the first rank wins but for a race
+                if self.error.exists():
+                    return False
+                os.replace(temporary, self.error)
+        return True
+
+    def load_error(self) -> Failure | None:
+        """The failure of the first rank that failed, or None. Raises DataError when it is damaged."""
+        values = _read_json(self.error)
+        if values is None:
+            return None
+        return _decode(self.error, lambda: Failure(**{**values, "kind": FailureKind(values["kind"])}))
+
+
+def _is_before(record: Record, epoch: int) -> bool:
+    return record.epoch < epoch or (record.epoch == epoch and record.event is Event.EVALUATE)
+
+
+class Tail:
+    """Reads the records of a run as they come, each once, never a half-written line and never the file again."""
+
+    def __init__(self, run_dir: RunDir, *, offset: int = 0) -> None:
+        self._path = run_dir.metrics
+        self._offset = offset
+
+    def read(self) -> list[Record]:
+        """The records completed since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return [self._decode(line) for line in complete.splitlines()]
+
+    def _decode(self, line: bytes) -> Record:
+        try:
+            values = json.loads(line)
+            return Record(**{**values, "event": Event(values["event"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{self._path}: a line is damaged: {line[:80]!r}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: afterwards it holds the old bytes or the new ones, even after a power cut."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path`, atomically and durably, when the block ends without an error."""
+    with _temporary(path) as (temporary, file):
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[tuple[str, BinaryIO]]:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield name, file
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is damaged: not a JSON object")
+    return values
+
+
+def _decode(path: Path, build: Callable[[], Value]) -> Value:
+    try:
+        return build()
+    except (TypeError, ValueError, KeyError) as error:
+        raise DataError(f"{path} is damaged: {error!r}") from error

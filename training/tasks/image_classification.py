@@ -1,0 +1,83 @@
+"""Image classification: an MLP or CNN of ours, or any transformers vision model, on a table with an image column."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from training.config import JobConfig
+from training.data import Batch, PreparedData, prepare_once
+from training.errors import DataError
+from training.sources import Table, fingerprint, load_table
+from training.tasks.classifier import Classifier
+from training.tasks.image_networks import build_small_network, is_small, save_small_network
+from training.tasks.labels import encode_classes, encode_groups, sample
+
+
+class ImageClassification:
+    """Arrays: ``pixel_values`` (samples, channels, height, width) float32 in 0..1, ``labels`` (samples,) int64."""
+
+    def prepare(self, config: JobConfig) -> PreparedData:
+        """Convert the images once per dataset."""
+        recipe = {
+            "task": "image_classification",
+            "source": fingerprint(config.data),
+            "data": config.data.model_dump(exclude={"num_workers", "max_length"}),
+            "grouped": config.cross_validation.grouped,
+            "seed": config.cross_validation.seed,
+        }
+        return prepare_once(config, recipe, lambda folder: self._build(config))
+
+    def _build(self, config: JobConfig) -> PreparedData:
+        table = sample(load_table(config.data), config)
+        classes, labels = encode_classes(table, config.data)
+        return PreparedData(
+            arrays={"pixel_values": _pixels(table, config), "labels": labels},
+            groups=encode_groups(table, config),
+            info={"classes": classes},
+        )
+
+    def collate(self, batch: Batch) -> Batch:
+        """Images are ready as they are."""
+        return batch
+
+    def build_model(self, config: JobConfig, data: PreparedData) -> Classifier:
+        """The network for the shape of the images and the classes of the data."""
+        classes: list[str] = data.info["classes"]
+        channels, height, width = data.arrays["pixel_values"].shape[1:]
+        if config.model.pretrained is None and is_small(config.model.architecture):
+            small = build_small_network(config.model, shape=(channels, height, width), num_classes=len(classes))
+            return Classifier(small, num_classes=len(classes), save=save_small_network)
+        required: dict[str, Any] = {"num_labels": len(classes), "id2label": dict(enumerate(classes))}
+        if config.model.pretrained is None:
+            required |= {"image_size": height, "num_channels": channels}
+        network = _build_transformers(config, required)
+        return Classifier(network, num_classes=len(classes), save=_save_transformers)
+
+
+def _build_transformers(config: JobConfig, required: dict[str, Any]) -> nn.Module:
+    from transformers import AutoModelForImageClassification  # seconds, which a small network need not pay
+
+    from training.tasks.pretrained import build_network
+
+    return build_network(AutoModelForImageClassification, config.model, **required)
+
+
+def _save_transformers(network: nn.Module, folder: Path) -> None:
+    network.save_pretrained(folder)  # type: ignore[operator]
+
+
+def _pixels(table: Table, config: JobConfig) -> np.ndarray:
+    """(samples, channels, height, width) float32; bytes are scaled to 0..1 and grey images get their channel."""
+    images = [np.asarray(image) for image in table.column(config.data.image_column, key="data.image_column")]
+    shapes = {image.shape for image in images}
+    if len(shapes) != 1:
+        raise DataError(f"images of {config.data.name} differ in shape ({sorted(shapes)[:3]} ...); resize them first")
+    pixels = np.stack(images)
+    pixels = pixels.astype(np.float32) / 255.0 if pixels.dtype == np.uint8 else pixels.astype(np.float32)
+    if pixels.ndim == 3:
+        return pixels[:, None]
+    return pixels.transpose(0, 3, 1, 2).copy() if pixels.shape[-1] in (3, 4) else pixels

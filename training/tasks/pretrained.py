@@ -1,0 +1,77 @@
+"""Transformers models and tokenizers from an architecture block, a folder, an installed package or the hub."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from training.config import ConfigError, Problem, suggestion
+from training.config.schema import ModelConfig
+
+
+def locate(reference: str) -> str:
+    """The folder or hub name that `reference` means; ``package:NAME/inner/path`` is inside an installed package."""
+    if not reference.startswith("package:"):
+        return str(Path(reference).expanduser()) if Path(reference).expanduser().is_dir() else reference
+    name, _, inner = reference.removeprefix("package:").partition("/")
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise _problem("pretrained", f"'{reference}': no package {name} is installed")
+    folder = Path(spec.submodule_search_locations[0]) / inner
+    if not folder.is_dir():
+        raise _problem("pretrained", f"'{reference}': {folder} is not a folder")
+    return str(folder)
+
+
+def identify(reference: str) -> str:
+    """`reference`, and the state of its tokenizer's files where they are on this machine."""
+    folder = Path(locate(reference))
+    files = sorted(path for path in folder.glob("*") if "token" in path.name or "vocab" in path.name)
+    stamps = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+    return "\n".join([reference, version("tokenizers"), *stamps])
+
+
+def build_network(auto_class: Any, config: ModelConfig, **required: Any) -> PreTrainedModel:
+    """A network of `auto_class` (an AutoModelFor...): pretrained weights, or an architecture from scratch.
+
+    Keys of the YAML block that the schema does not know go to the transformers configuration; `required` (number of
+    classes, ...) too, and wins. Raises ConfigError on a key or architecture that transformers does not know.
+    """
+    extra = config.model_extra or {}
+    if config.pretrained is not None:
+        source = locate(config.pretrained)
+        _check_keys(extra, AutoConfig.from_pretrained(source))
+        network: PreTrainedModel = auto_class.from_pretrained(
+            source, use_safetensors=True, ignore_mismatched_sizes=True, **{**extra, **required}
+        )
+        return network
+    try:
+        settings = AutoConfig.for_model(config.architecture)
+    except ValueError as error:
+        raise _problem("architecture", f"transformers has no model type '{config.architecture}'") from error
+    _check_keys(extra, settings)
+    settings = AutoConfig.for_model(config.architecture, **{**extra, **required})
+    try:
+        network = auto_class.from_config(settings)
+    except ValueError as error:
+        raise _problem("architecture", f"{config.architecture} does not fit: {error}") from error
+    return network
+
+
+def _check_keys(extra: dict[str, Any], settings: PreTrainedConfig) -> None:
+    known = {*settings.to_dict(), *settings.attribute_map}
+    problems = [
+        Problem(place=f"model.{key}", message=f"not a key of {settings.model_type}{suggestion(key, known)}")
+        for key in extra
+        if key not in known
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _problem(key: str, message: str) -> ConfigError:
+    return ConfigError([Problem(place=f"model.{key}", message=message)])
