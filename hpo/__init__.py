@@ -1,0 +1,1 @@
+"""The study: what to try next, where to run it, what to remember. Never imports torch."""

@@ -1,0 +1,340 @@
+"""The command line: parse, call one function, print. stdout is data, stderr is talk.
+
+Exit status: 0 done; 1 the work failed (a job, every trial); 2 the request was wrong; 130 interrupted.
+Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from hpo.errors import HpoError, NoBestTrialError
+from training.config import TrainingError
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+    from hpo.definition import StudyDefinition
+    from hpo.events import Event, Listener
+    from hpo.tracking import MlflowTracker, NoTracker
+    from hpo.train_best import Trained
+
+GO_ON = "hpo train --resume RUN_DIR goes on after its last finished epoch"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Hyperparameter search with cross-validation, where every trial is a real (distributed) training job.",
+)
+
+StudyOption = Annotated[str, typer.Option("--study", help="A study in studies/ by name, or a path to its YAML file.")]
+EnvOption = Annotated[
+    str | None,
+    typer.Option("--env", metavar="NAME", help="local, colab, kaggle, cluster or ci; detected when not given."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration; may be repeated."),
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        envvar="HPO_STORAGE",
+        show_envvar=False,
+        help="SQLAlchemy URL of the study database; also read from $HPO_STORAGE, where a password stays out of ps.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@app.command()
+def sweep(  # noqa: PLR0913 - its parameters are the command's options
+    study: StudyOption,
+    folds: Annotated[int | None, typer.Option(metavar="K", help="Cross-validation folds.")] = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", help="Finished trials to reach in total.")] = None,
+    timeout: Annotated[str | None, typer.Option(metavar="TIME", help="No new trial after 90s, 30m, 2h.")] = None,
+    settings: SetOption = None,
+    env: EnvOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search: sample hyperparameters, train every fold, keep the scores. The same command again continues."""
+    from hpo import show
+    from hpo.console import open_console
+    from hpo.masking import masked
+    from hpo.orchestrator import Sweep
+    from hpo.preflight import preflight
+    from hpo.report import describe_best
+    from hpo.storage import open_storage
+    from hpo.study import open_study
+
+    budget = {"trials": trials, "timeout": timeout}
+    overrides = [f"budget.{key}={value}" for key, value in budget.items() if value is not None]
+    chosen = [*(settings or []), *([f"cross_validation.folds={folds}"] if folds is not None else [])]
+    definition = _define(study, env, chosen, overrides)
+    preflight(definition)
+    url = _storage_url(definition, storage)
+    opened = open_study(definition, open_storage(url))
+    with _terminable("the same command continues"), open_console() as console:
+        tracker = _tracker(definition, console)
+        run = Sweep(definition, opened, _both(console, tracker))
+        run.run()
+    if run.hopeless is not None:
+        _exit(1, f"the first trials all failed in the same way, so the sweep ended:\n{show.failure_text(run.hopeless)}")
+    show.best(
+        describe_best(opened),
+        as_json=as_json,
+        again=_again(study, env, settings, storage),
+        tracking=tracker.where,
+        storage=masked(url),
+    )
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Option(help="A configuration in YAML or JSON.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="A run directory to go on in.")] = None,
+    settings: SetOption = None,
+    env: EnvOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train one configuration, without a study."""
+    from hpo import show
+    from hpo.console import open_console
+    from hpo.definition import load_job
+    from hpo.tracking import connect
+    from hpo.train_best import train_one
+    from training.run_dir import RunDir
+
+    path = config if resume is None else resume / "config.yaml"
+    if path is None or (config is not None and resume is not None):
+        raise HpoError("give either --config FILE or --resume RUN_DIR")
+    if resume is not None and RunDir(resume).last_epoch() == 0:
+        raise HpoError(f"--resume {resume}: there is no checkpoint to go on from; train it again with --config")
+    job = load_job(path, environment=env, settings=settings or ())
+    name = config.stem if config else "resumed"
+    with _terminable(GO_ON), open_console() as console:
+        tracker = connect(None, Path(job.output.root), _notice(console))
+        trained = train_one(job, name, _both(console, tracker), resume=resume)
+    _require_complete(trained)
+    show.trained(trained, model_uri=None, as_json=as_json)
+
+
+@app.command("train-best")
+def train_best_command(
+    study: StudyOption,
+    env: EnvOption = None,
+    settings: SetOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the best configuration on all the data and score it on the test split that the search never saw."""
+    from hpo import show
+    from hpo.console import open_console
+    from hpo.storage import open_storage
+    from hpo.study import load_study
+    from hpo.train_best import train_best
+
+    if any(not setting.strip().startswith("output.") for setting in settings or ()):
+        raise HpoError("train-best replays the recorded configuration: --set takes only output.* keys here")
+    definition = _define(study, env, settings or [])
+    loaded = load_study(definition.config.study, open_storage(_storage_url(definition, storage)))
+    with _terminable(GO_ON), open_console() as console:
+        tracker = _tracker(definition, console)
+        best, trained = train_best(loaded, _both(console, tracker))
+        _require_complete(trained)
+        name, params = definition.config.study, {key: str(value) for key, value in best.params.items()}
+        metrics, folder = trained.result.metrics, trained.result.run_dir.model
+        uri = tracker.log_model(trained.label, folder, name=name, metrics=metrics, params=params)
+    show.trained(trained, model_uri=uri, as_json=as_json)
+
+
+@app.command()
+def status(
+    study: Annotated[str | None, typer.Option("--study", help="One study; all of the storage when not given.")] = None,
+    env: EnvOption = None,
+    settings: SetOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how far a study is, while it runs or after."""
+    from hpo import show
+    from hpo.report import describe_status
+    from hpo.study import load_study, study_names
+
+    opened, name, _ = _open(study, env, settings, storage)
+    names = [name] if name else study_names(opened)
+    show.status([describe_status(load_study(each, opened)) for each in names], as_json=as_json)
+
+
+@app.command()
+def best(
+    study: StudyOption,
+    env: EnvOption = None,
+    settings: SetOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the best trial so far: hyperparameters, score with its confidence interval, where it is."""
+    from hpo import show
+    from hpo.masking import masked
+    from hpo.report import describe_best
+    from hpo.storage import open_storage
+    from hpo.study import load_study
+
+    definition = _define(study, env, settings or [])
+    url = _storage_url(definition, storage)
+    loaded = load_study(definition.config.study, open_storage(url))
+    again = _again(study, env, settings, storage)
+    show.best(describe_best(loaded), as_json=as_json, again=again, storage=masked(url))
+
+
+@app.command()
+def validate(
+    study: StudyOption, env: EnvOption = None, settings: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Check a study: files, search space, devices, then data and model up to the first step. Trains nothing."""
+    from hpo import show
+    from hpo.preflight import check_job, preflight
+
+    definition = _define(study, env, settings or [])
+    placement = preflight(definition)
+    failure = check_job(definition)
+    if failure is not None:
+        _exit(2, f"error: {study}: {show.failure_text(failure)}")
+    show.valid(definition, placement, as_json=as_json, again=_again(study, env, settings, None))
+
+
+@app.command()
+def dashboard(
+    study: Annotated[str | None, typer.Option("--study", help="The study whose storage to open.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8080,
+    env: EnvOption = None,
+    settings: SetOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Serve optuna-dashboard on the storage, on 127.0.0.1, while a study runs or after."""
+    from hpo.dashboard import serve
+
+    opened, _, root = _open(study, env, settings, storage)
+    serve(opened, root, port)
+
+
+def main() -> NoReturn:
+    """The ``hpo`` command: run it and exit, with mistakes of the user said in one line and no traceback."""
+    try:
+        app()
+    except NoBestTrialError as error:
+        _exit(1, f"error: {error}")
+    except (HpoError, TrainingError) as error:
+        _exit(2, f"error: {error}")
+    sys.exit(0)
+
+
+def _again(study: str, env: str | None, settings: list[str] | None, storage: str | None) -> str:
+    """The options that lead to the same study once more, as typed; what came from the environment stays there."""
+    typed = ["--study", study, *(["--env", env] if env else [])]
+    # Keys that say where things are; the others are in the study by now.
+    typed += [part for setting in settings or () if setting.startswith("output.") for part in ("--set", setting)]
+    typed += ["--storage", storage] if storage and storage != os.environ.get("HPO_STORAGE") else []
+    return shlex.join(typed)
+
+
+def _define(study: str, env: str | None, settings: list[str], overrides: Sequence[str] = ()) -> StudyDefinition:
+    from hpo.definition import load_definition
+
+    return load_definition(study, environment=env, settings=settings, overrides=overrides)
+
+
+def _storage_url(definition: StudyDefinition, storage: str | None) -> str:
+    from hpo.storage import default_url
+
+    return storage or definition.config.storage or default_url(definition.root)
+
+
+def _open(
+    study: str | None, env: str | None, settings: list[str] | None, storage: str | None
+) -> tuple[RDBStorage, str | None, Path]:
+    """The storage, the study's name and the output folder, of a study or of the base configuration alone."""
+    from hpo.definition import base_job
+    from hpo.storage import default_url, open_storage
+
+    if study is not None:
+        definition = _define(study, env, settings or [])
+        return open_storage(_storage_url(definition, storage)), definition.config.study, definition.root
+    root = Path(base_job(environment=env, settings=settings or ()).output.root)
+    return open_storage(storage or default_url(root)), None, root
+
+
+def _tracker(definition: StudyDefinition, console: Listener) -> MlflowTracker | NoTracker:
+    from hpo.tracking import connect
+
+    return connect(definition.config.mlflow, definition.root, _notice(console))
+
+
+def _notice(console: Listener) -> Callable[[str], None]:
+    from hpo.events import Notice
+
+    return lambda text: console(Notice(message=text))
+
+
+def _both(*listeners: Listener) -> Listener:
+    def listen(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return listen
+
+
+def _require_complete(trained: Trained) -> None:
+    from hpo.show import failure_text
+
+    failure = trained.result.failure
+    if failure is not None:
+        _exit(1, f"the training failed: {failure_text(failure)}\nlogs: {trained.result.run_dir.logs}")
+
+
+@contextmanager
+def _terminable(go_on: str) -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does, so that trials are told and ranks are gone.
+
+    `go_on` tells the user how to continue what was cut short.
+    """
+    from optuna.exceptions import StorageInternalError
+
+    from hpo.masking import masked
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    # What is ignored stays ignored: nohup.
+    heard = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
+    try:
+        yield
+    except KeyboardInterrupt:
+        _exit(130, f"interrupted; {go_on}")
+    except (StorageInternalError, OSError) as error:  # a full disk, a database that went away
+        reason = masked(str(error.__cause__ or error)).splitlines()[0]
+        _exit(1, f"error: {reason}\nwhat was finished is kept; {go_on}")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _exit(code: int, message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)

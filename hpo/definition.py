@@ -1,0 +1,213 @@
+"""A study as defined by its files and the command line: everything merged and checked before anything runs.
+
+defaults < base < environment < study < sampled values < ``--set``
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hpo.environment import ENVIRONMENTS, detect_environment
+from hpo.errors import StudyNotFoundError
+from hpo.search_space import distribution, grid, space_problems
+from hpo.study_config import StudyConfig
+from training.config import (
+    TASK_METRICS,
+    ConfigError,
+    JobConfig,
+    Layer,
+    Problem,
+    assign,
+    find_file,
+    flatten,
+    job_config,
+    merge,
+    read_layer,
+    settings_layer,
+    suggestion,
+    validate,
+)
+
+Value = TypeVar("Value")
+
+VOLATILE = ("distributed.", "output.", "data.num_workers")
+"""Keys that say where and how a job runs, not what it computes: a study may go on with other ones."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyDefinition:
+    """A checked study. `job` is the base of every trial, `settings` what ``--set`` fixes above any sampled value."""
+
+    config: StudyConfig
+    job: JobConfig
+    environment: str
+    layer: Layer
+    settings: Layer
+
+    @property
+    def root(self) -> Path:
+        """Folder of everything that is written."""
+        return Path(self.job.output.root)
+
+    @property
+    def pinned(self) -> dict[str, Any]:
+        """Searched parameters that ``--set`` holds fixed."""
+        return _pinned(self.config, self.settings)
+
+    def trial_config(self, params: Mapping[str, Any]) -> JobConfig:
+        """The complete job of one trial. Raises ConfigError when the sampled values do not go together."""
+        sampled = Layer()
+        for key, value in params.items():
+            path = tuple(key.split("."))
+            assign(sampled.values, path, value)
+            sampled.places[path] = f"sampled {key}={value}"
+        return job_config(merge([self.layer, sampled, self.settings]))
+
+    def identity(self) -> dict[str, Any]:
+        """What makes scores comparable; a study in the storage must not be continued with another one."""
+        fixed = {
+            key: value
+            for key, value in flatten(self.job.model_dump())
+            if not key.startswith(VOLATILE) and key not in self.config.search_space
+        }
+        space = {key: parameter.model_dump(by_alias=True) for key, parameter in self.config.search_space.items()}
+        return {"objective": self.config.objective.model_dump(), "search_space": space, "config": fixed}
+
+
+def load_definition(
+    study: str, *, environment: str | None = None, settings: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> StudyDefinition:
+    """Read, merge and check the study named `study` (in ``studies/``, or a path).
+
+    `settings` are ``--set`` arguments (configuration of the job); `overrides` are settings of the study itself, such as
+    ``budget.trials=6``. Raises ConfigError with every problem found in all files, and StudyNotFoundError.
+    """
+    path = find_study(study)
+    problems: list[Problem] = []
+    chosen = settings_layer(settings)
+    written = merge([read_layer(path), settings_layer(overrides)])
+    config = _collect(problems, lambda: validate(StudyConfig, written))
+    environment = environment or detect_environment()
+    layer = _job_layers(written, environment, path, problems)
+    job = _collect(problems, lambda: job_config(merge([layer, chosen])))
+    if config and job:
+        problems += _study_problems(config, job, written, chosen)
+    if problems or config is None or job is None:
+        raise ConfigError(problems)
+    return StudyDefinition(config=config, job=job, environment=environment, layer=layer, settings=chosen)
+
+
+def _collect(problems: list[Problem], read: Callable[[], Value]) -> Value | None:
+    """What `read` returns; its problems join the others, so that the user sees all of them at once."""
+    try:
+        return read()
+    except ConfigError as error:
+        problems += [problem for problem in error.problems if problem not in problems]
+        return None
+
+
+def find_study(study: str) -> Path:
+    """The file of a study given by name or path. Raises StudyNotFoundError naming the studies there are."""
+    for name in (study, f"studies/{study}.yaml"):
+        path = find_file(name)
+        if path is not None:
+            return path
+    folder = Path("studies")
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    raise StudyNotFoundError(f"--study {study}: neither a file nor a study in studies/{suggestion(study, known)}")
+
+
+def load_job(path: Path, *, environment: str | None = None, settings: Sequence[str] = ()) -> JobConfig:
+    """The checked job of one configuration file, without a study. Raises ConfigError.
+
+    The file wins over the detected environment, and an `environment` asked for wins over the file.
+    """
+    problems: list[Problem] = []
+    overlay = _collect(problems, lambda: _environment_layer(environment or detect_environment()))
+    written = _collect(problems, lambda: read_layer(path))
+    layers = [*([overlay, written] if environment is None else [written, overlay]), settings_layer(settings)]
+    job = _collect(problems, lambda: job_config(merge(layer for layer in layers if layer)))
+    if problems or job is None:
+        raise ConfigError(problems)
+    return job
+
+
+def base_job(*, environment: str | None = None, settings: Sequence[str] = ()) -> JobConfig:
+    """The job of the base configuration alone, or of the defaults where there is none. Raises ConfigError."""
+    path = find_file(StudyConfig.model_fields["base"].default)
+    if path is not None:
+        return load_job(path, environment=environment or detect_environment(), settings=settings)
+    return job_config(settings_layer(settings))
+
+
+def _job_layers(written: Layer, environment: str, path: Path, problems: list[Problem]) -> Layer:
+    """base < environment < study, as one layer."""
+    base_name = written.values.get("base", StudyConfig.model_fields["base"].default)
+    base = find_file(str(base_name), beside=path)
+    if base is None:
+        place = written.place_of(("base",))
+        problems.append(
+            Problem(place=place, message=f"base: there is no file '{base_name}'; give a path to a YAML file")
+        )
+    layers = [
+        _collect(problems, lambda: read_layer(base)) if base else None,
+        _collect(problems, lambda: _environment_layer(environment)),
+        written.under("config"),
+        written.under("cross_validation").below("cross_validation"),
+    ]
+    return merge(layer for layer in layers if layer)
+
+
+def _environment_layer(environment: str) -> Layer:
+    if environment not in ENVIRONMENTS:
+        message = f"there is no environment '{environment}'{suggestion(environment, ENVIRONMENTS)}"
+        raise ConfigError([Problem(place="--env", message=message)])
+    path = find_file(f"config/env/{environment}.yaml")
+    return read_layer(path) if path else Layer()
+
+
+def _study_problems(config: StudyConfig, job: JobConfig, written: Layer, settings: Layer) -> Iterator[Problem]:
+    """What only the study and the job together can show."""
+    metrics = TASK_METRICS.get(job.task)
+    if metrics and config.objective.metric not in metrics:
+        message = f"objective.metric {config.objective.metric} is not a metric of {job.task}"
+        yield Problem(
+            place=written.place_of(("objective", "metric")),
+            message=message + suggestion(config.objective.metric, metrics),
+        )
+    if job.cross_validation.fold is not None:
+        place = written.place_of(("cross_validation", "fold"))
+        yield Problem(place=place, message="cross_validation.fold is set by the sweep, once per fold; remove it")
+    yield from space_problems(config.search_space, job, written.under("search_space"))
+    if config.sampler.name == "grid":
+        with _as_problem(written.place_of(("search_space",))) as found:
+            grid(config.search_space, _pinned(config, settings))
+        yield from found
+    for key, value in _pinned(config, settings).items():
+        if not _contains(config.search_space[key], value):
+            place = settings.place_of(tuple(key.split(".")))
+            yield Problem(place=place, message=f"{value!r} is outside what the study searches for {key}")
+
+
+def _pinned(config: StudyConfig, settings: Layer) -> dict[str, Any]:
+    return {key: value for key, value in flatten(settings.values) if key in config.search_space}
+
+
+def _contains(parameter: Any, value: Any) -> bool:
+    known = distribution(parameter)
+    with contextlib.suppress(ValueError, TypeError):
+        return bool(known._contains(known.to_internal_repr(value)))
+    return False
+
+
+@contextlib.contextmanager
+def _as_problem(place: str) -> Iterator[list[Problem]]:
+    found: list[Problem] = []
+    try:
+        yield found
+    except ValueError as error:
+        found.append(Problem(place=place, message=str(error)))

@@ -1,0 +1,109 @@
+"""Which devices a job gets: what the configuration asks for against what this machine has. NVML, not torch."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import dataclass
+
+from hpo.errors import DeviceError
+from training.config import DistributedConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hardware:
+    """What this process may use. `gpus` are the identifiers to put in CUDA_VISIBLE_DEVICES."""
+
+    gpus: tuple[str, ...]
+    cores: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where one job runs: `world_size` ranks, one a GPU of `gpus`, or all on the CPU when there are none."""
+
+    world_size: int
+    gpus: tuple[str, ...]
+    threads_per_rank: int
+    notices: tuple[str, ...] = ()
+    """What was changed of the user's wish, and why."""
+
+
+def detect_hardware() -> Hardware:
+    """The visible GPUs and the usable CPU cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Hardware(gpus=_visible_gpus(), cores=cores)
+
+
+def place(config: DistributedConfig, hardware: Hardware) -> Placement:
+    """Resolve the ``distributed`` block. Raises DeviceError when a GPU is demanded and there is none.
+
+    A CPU counts as one device unless a number is asked for, then as many as it has cores.
+    """
+    on_gpu = config.accelerator == "cuda" or (config.accelerator == "auto" and bool(hardware.gpus))
+    if on_gpu and not hardware.gpus:
+        raise DeviceError("distributed.accelerator is cuda, but no GPU is visible; set it to auto or cpu")
+    available = hardware.gpus if on_gpu else tuple(str(core) for core in range(hardware.cores))
+    chosen, notices = _choose(config, available, on_gpu)
+    if config.strategy == "none":
+        if config.devices != "auto" and len(chosen) > 1:
+            notices.append(f"distributed.strategy is none: one of the {len(chosen)} devices asked for is used")
+        chosen = chosen[:1]
+    elif config.strategy == "ddp" and len(chosen) == 1:
+        notices.append(f"DDP requires multiple devices, falling back to single-{'GPU' if on_gpu else 'CPU'} training")
+    return Placement(
+        world_size=len(chosen),
+        gpus=chosen if on_gpu else (),
+        threads_per_rank=_threads(config, hardware, len(chosen)),
+        notices=tuple(notices),
+    )
+
+
+def _threads(config: DistributedConfig, hardware: Hardware, world_size: int) -> int:
+    wanted = config.threads_per_rank
+    return max(1, hardware.cores // world_size) if wanted == "auto" else wanted
+
+
+def _choose(config: DistributedConfig, available: tuple[str, ...], on_gpu: bool) -> tuple[tuple[str, ...], list[str]]:
+    kind = "GPU" if on_gpu else "CPU core"
+    if config.devices == "auto":
+        return (available if on_gpu else available[:1]), []
+    if isinstance(config.devices, int):
+        notices = []
+        if config.devices > len(available):
+            notices.append(
+                f"distributed.devices asks for {config.devices} {kind}s but only {len(available)} exist;"
+                f" going on with {len(available)}"
+            )
+        return available[: config.devices], notices
+    missing = [index for index in config.devices if index >= len(available)]
+    if missing:
+        raise DeviceError(f"distributed.devices lists {missing}, but there are only {len(available)} {kind}s")
+    indices = list(dict.fromkeys(config.devices))
+    twice = len(indices) < len(config.devices)
+    notices = [f"distributed.devices lists a device twice; going on with {indices}"] if twice else []
+    return tuple(available[index] for index in indices), notices
+
+
+def _visible_gpus() -> tuple[str, ...]:
+    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
+    every = tuple(str(index) for index in range(_count_gpus()))
+    if mask is None:
+        return every
+    listed = (part.strip() for part in mask.split(","))
+    # As CUDA does it: nothing from the first invalid entry on. UUIDs (GPU-..., MIG-...) are taken at their word.
+    valid = itertools.takewhile(lambda part: part in every or part.startswith(("GPU-", "MIG-")), listed)
+    return tuple(valid) if every else ()
+
+
+def _count_gpus() -> int:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver, so no GPU
+        return 0
+    try:
+        return int(pynvml.nvmlDeviceGetCount())
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,0 +1,37 @@
+"""User-visible errors of the study side. The command line prints them without a traceback and exits with 2.
+
+    HpoError
+    ├── StudyNotFoundError    no such study in this storage, or no such study file
+    ├── StudyChangedError     the study's definition no longer matches what is stored
+    ├── NoBestTrialError      the study has no completed trial yet
+    ├── StorageError          the storage cannot be reached or opened
+    └── DeviceError           the devices asked for do not exist
+
+What is wrong in a YAML file is a ``training.config.ConfigError`` and is handled the same way.
+"""
+
+from __future__ import annotations
+
+
+class HpoError(Exception):
+    """Base of every error this package raises on purpose; its text names place, rule and next step."""
+
+
+class StudyNotFoundError(HpoError):
+    """No study of that name."""
+
+
+class StudyChangedError(HpoError):
+    """The study in the storage was made from another definition."""
+
+
+class NoBestTrialError(HpoError):
+    """There is no completed trial to take."""
+
+
+class StorageError(HpoError):
+    """The database cannot be used."""
+
+
+class DeviceError(HpoError):
+    """The machine has not what was asked for."""

@@ -1,0 +1,124 @@
+"""What happens during a sweep or a single job, as values. The console and the MLflow tracker listen to the same ones.
+
+    SweepStarted
+      TrialStarted
+        JobStarted  JobProgress ...  JobFinished        one job per fold
+      TrialFinished
+    SweepFinished
+
+A job without a study (``hpo train``, ``hpo train-best``) sends the three job events alone. A Notice may come at any
+moment. Events are sent by the orchestrator's process only, in order, from one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from hpo.trial import TrialResult
+from training.config import JobConfig
+from training.run_dir import Record, RunDir
+
+
+class TrialState(StrEnum):
+    """How a trial ended, in Optuna's words."""
+
+    COMPLETE = "COMPLETE"
+    PRUNED = "PRUNED"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobLabel:
+    """Which job of which study: ``bert_cv`` trial 3 fold 2. `trial` and `fold` are None outside a sweep."""
+
+    study: str
+    trial: int | None = None
+    fold: int | None = None
+
+    def __str__(self) -> str:
+        return self.study if self.trial is None else f"trial {self.trial} fold {self.fold}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepStarted:
+    """A sweep begins or continues. `finished_trials` of `total_trials` are there already."""
+
+    study: str
+    study_uid: str
+    metric: str
+    direction: str
+    """``maximize`` or ``minimize``."""
+    num_splits: int
+    finished_trials: int
+    total_trials: int
+    best_value: float | None
+    definition: Mapping[str, Any]
+    """The study's resolved definition (objective, search space, fixed configuration), nested plain values."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialStarted:
+    """Hyperparameters were sampled; `params` are keyed by dotted path."""
+
+    number: int
+    params: Mapping[str, Any]
+    config: JobConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobStarted:
+    """A training job is about to be launched."""
+
+    label: JobLabel
+    config: JobConfig
+    run_dir: RunDir
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobProgress:
+    """Rank 0 wrote a record."""
+
+    label: JobLabel
+    record: Record
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobFinished:
+    """The job is gone and its result collected; None when it was interrupted."""
+
+    label: JobLabel
+    result: TrialResult | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialFinished:
+    """The trial was told to the study. `value` is the mean over the folds; `reason` says why a trial failed."""
+
+    number: int
+    state: TrialState
+    value: float | None
+    fold_scores: tuple[float, ...]
+    reason: str = ""
+    best_value: float | None = None
+    """Best value of the study so far, this trial included."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepFinished:
+    """No more trials will start; `interrupted` is True after Ctrl-C or SIGTERM."""
+
+    interrupted: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """Something the user should know, said once."""
+
+    message: str
+
+
+Event = SweepStarted | TrialStarted | JobStarted | JobProgress | JobFinished | TrialFinished | SweepFinished | Notice
+Listener = Callable[[Event], None]

@@ -1,0 +1,66 @@
+"""Launching a job as fresh processes: torchrun for several ranks, one plain Python process for one.
+
+Both execute ``training.main RUN_DIR``; torchrun's rendezvous is local and on a free port (``--standalone``).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+
+from hpo.devices import Placement
+from hpo.launchers.job import JOB_ID, Job
+from training.run_dir import RunDir
+
+SECRETS = {
+    *("HPO_STORAGE", "PGPASSWORD", "PGPASSFILE", "PGSERVICE", "MLFLOW_TRACKING_URI"),
+    *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+}
+"""Ranks speak to no database, so they get no address or password of one."""
+
+
+def launch(run_dir: RunDir, placement: Placement) -> Job:
+    """Start the job of `run_dir`. Call from a thread that outlives the job: ranks die with it."""
+    job_id = uuid.uuid4().hex
+    with run_dir.log("agent").open("ab") as log:
+        process = subprocess.Popen(
+            command(run_dir, placement),
+            env=environment(placement, job_id),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # a Ctrl-C in the terminal is the orchestrator's to handle
+        )
+    return Job(process, job_id)
+
+
+def command(run_dir: RunDir, placement: Placement) -> list[str]:
+    """The argument list; never a shell's string."""
+    rank = ["-m", "training.main", str(run_dir.path)]
+    if placement.world_size == 1:
+        return [sys.executable, *rank]
+    ranks = ["--standalone", "--nproc-per-node", str(placement.world_size), "--log-dir", str(run_dir.logs / "torchrun")]
+    return [sys.executable, "-m", "training.torchrun", *ranks, *rank]
+
+
+def environment(placement: Placement, job_id: str) -> dict[str, str]:
+    """The ranks' environment: ours, less secrets and another job's torchrun variables."""
+    inherited = {key: value for key, value in os.environ.items() if key not in SECRETS and key not in _TORCHRUN}
+    threads = str(placement.threads_per_rank)
+    return {
+        **inherited,
+        JOB_ID: job_id,
+        "HPO_PARENT_PID": str(os.getpid()),
+        "CUDA_VISIBLE_DEVICES": ",".join(placement.gpus),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "GOMP_SPINCOUNT": "2000",  # threads that wait for each other by spinning crawl when anything else wants a core
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on GPUs
+    }
+
+
+_TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}

@@ -1,0 +1,182 @@
+"""The sweep: ask -> evaluate the folds -> tell, until the budget is spent. Only this process writes to the study."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from optuna.trial import TrialState as OptunaState
+
+from hpo.cross_validation import FoldScores, evaluate_folds
+from hpo.definition import StudyDefinition
+from hpo.events import (
+    JobLabel,
+    Listener,
+    Notice,
+    SweepFinished,
+    SweepStarted,
+    TrialFinished,
+    TrialStarted,
+    TrialState,
+)
+from hpo.pruning import Pruner, step_axis
+from hpo.study import (
+    FAILURE,
+    FOLD_SCORES,
+    UID,
+    ask,
+    best_value,
+    finished_trials,
+    folder_of,
+    grid_size,
+    interrupt,
+    recover,
+    running_here,
+)
+from training.config import ConfigError, Failure, FailureKind, JobConfig, dump_yaml
+from training.run_dir import write_atomically
+
+HOPELESS_AFTER = 3
+"""A sweep ends when this many first trials all fail in the same way, for a reason that no hyperparameter explains."""
+BY_CHANCE = {FailureKind.NON_FINITE, FailureKind.OOM, FailureKind.SIGNAL, FailureKind.INFRASTRUCTURE}
+
+
+class Sweep:
+    """One run of ``hpo sweep``: evaluates trials of `study` one after the other."""
+
+    def __init__(self, definition: StudyDefinition, study: optuna.Study, listen: Listener) -> None:
+        self._definition, self._study, self._listen = definition, study, listen
+        self._started = time.monotonic()
+        self._axis = step_axis(definition)
+        self._failures: list[Failure | None] = []
+        self.hopeless: Failure | None = None
+        """Why the sweep gave up, when it did."""
+
+    def run(self) -> None:
+        """Evaluate trials until the budget is spent. On Ctrl-C the running trial is told and queued, then it raises."""
+        for number in recover(self._study):
+            self._listen(Notice(message=f"trial {number} was cut short by the end of its process; it is queued again"))
+        interrupted = True
+        try:
+            self._listen(self._opening())
+            self._started = time.monotonic()  # opening MLflow takes seconds that belong to no trial
+            while self._goes_on():
+                self._run_trial()
+            interrupted = False
+        except BaseException as error:
+            self._give_back(error)
+            raise
+        finally:
+            self._listen(SweepFinished(interrupted=interrupted))
+
+    def _goes_on(self) -> bool:
+        budget = self._definition.config.budget
+        if self.hopeless is not None or len(finished_trials(self._study)) >= self._total():
+            return False
+        if budget.timeout is not None and time.monotonic() - self._started >= budget.timeout:
+            self._listen(
+                Notice(message=f"budget.timeout of {budget.timeout:g} s is over; the same command continues the study")
+            )
+            return False
+        return True
+
+    def _total(self) -> int:
+        points = grid_size(self._definition)
+        trials = self._definition.config.budget.trials
+        return trials if points is None else min(trials, points)
+
+    def _opening(self) -> SweepStarted:
+        config = self._definition.config
+        return SweepStarted(
+            study=config.study,
+            study_uid=self._study.user_attrs[UID],
+            metric=config.objective.metric,
+            direction=config.objective.direction,
+            num_splits=self._definition.job.cross_validation.num_splits,
+            finished_trials=len(finished_trials(self._study)),
+            total_trials=self._total(),
+            best_value=best_value(self._study),
+            definition=self._definition.identity(),
+        )
+
+    def _run_trial(self) -> None:
+        trial, params = ask(self._study, self._definition)
+        try:
+            config = self._definition.trial_config(params)
+        except ConfigError as error:
+            self._listen(TrialStarted(number=trial.number, params=params, config=self._definition.job))
+            self._tell(trial, FoldScores(scores=(), failure=Failure(kind=FailureKind.CONFIG, message=str(error))))
+            return
+        self._listen(TrialStarted(number=trial.number, params=params, config=config))
+        self._tell(trial, self._evaluate(trial, config))
+
+    def _give_back(self, error: BaseException) -> None:
+        """Ctrl-C, a full disk, a bug: whatever it is, no trial stays RUNNING and its hyperparameters are kept."""
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        for trial in running_here(self._study):
+            interrupt(self._study, trial.number, trial.params)
+            self._finished(trial.number, TrialState.FAIL, (), reason=f"{reason}; queued again")
+
+    def _evaluate(self, trial: optuna.Trial, config: JobConfig) -> FoldScores:
+        objective = self._definition.config.objective
+        folder = folder_of(self._study) / f"trial_{trial.number:04d}"
+        self._keep_config(trial, config, folder)
+        maximize = objective.direction == "maximize"
+        pruner = Pruner(self._study, self._definition.config.stopping, self._axis, maximize=maximize)
+        values: dict[int, float] = {}
+
+        def on_epoch(fold: int, epoch: int, value: float) -> bool:
+            step = self._axis.step(fold, epoch)
+            values[step] = value
+            trial.report(value, step)
+            return pruner.should_stop(values, fold, epoch)
+
+        label = JobLabel(study=self._study.study_name, trial=trial.number)
+        return evaluate_folds(config, folder, label, objective.metric, on_epoch, self._listen)
+
+    def _keep_config(self, trial: optuna.Trial, config: JobConfig, folder: Path) -> None:
+        """The resolved configuration beside the folds, and as an artifact that optuna-dashboard shows."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "config.yaml"
+        write_atomically(path, dump_yaml(config.model_dump()).encode())
+        upload_artifact(artifact_store=artifact_store(self._definition.root), file_path=str(path), study_or_trial=trial)
+
+    def _tell(self, trial: optuna.Trial, folds: FoldScores) -> None:
+        trial.set_user_attr(FOLD_SCORES, list(folds.scores))
+        self._failures.append(folds.failure)
+        if folds.failure is not None:
+            trial.set_user_attr(FAILURE, asdict(folds.failure))
+            self._study.tell(trial, state=OptunaState.FAIL)
+            reason = f"{folds.failure.kind}: {folds.failure.message}"
+            self._finished(trial.number, TrialState.FAIL, folds.scores, reason=reason)
+            self.hopeless = hopeless(self._failures)
+        elif folds.stopped:
+            self._study.tell(trial, state=OptunaState.PRUNED)
+            self._finished(trial.number, TrialState.PRUNED, folds.scores)
+        else:
+            self._study.tell(trial, folds.mean)
+            self._finished(trial.number, TrialState.COMPLETE, folds.scores, value=folds.mean)
+
+    def _finished(self, number: int, state: TrialState, scores: tuple[float, ...], **details: Any) -> None:
+        details = {"value": None, **details, "best_value": best_value(self._study)}
+        self._listen(TrialFinished(number=number, state=state, fold_scores=scores, **details))
+
+
+def hopeless(failures: list[Failure | None]) -> Failure | None:
+    """The common failure of the first trials of a sweep, when they all failed alike; else None."""
+    first = [failure for failure in failures[:HOPELESS_AFTER] if failure and failure.kind not in BY_CHANCE]
+    # Numbers may differ: sizes, process ids, addresses.
+    alike = {(failure.kind, re.sub(r"\d+", "", failure.message)) for failure in first}
+    return first[-1] if len(first) == HOPELESS_AFTER and len(alike) == 1 else None
+
+
+def artifact_store(root: Path) -> FileSystemArtifactStore:
+    """Where the files live that optuna-dashboard shows with a trial."""
+    folder = root / "artifacts"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileSystemArtifactStore(str(folder))

@@ -1,0 +1,112 @@
+"""What a study has come to, as values: its trials counted, its best trial, and how sure we are of the score."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, variance
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from hpo.study import FAILURE, FOLD_SCORES, IDENTITY, INTERRUPTED, best_trial, folder_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A 95 % confidence interval of a mean over folds. Bounds are NaN with fewer than two folds."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def fold_interval(scores: list[float], *, folds: int) -> Interval:
+    """The mean of fold scores with its interval, corrected for the overlap of the training sets.
+
+    The variance of the mean is ``s^2 (1/n + 1/(folds - 1))`` for n scores: folds share training samples, so the plain
+    ``s^2 / n`` would be too sure (Nadeau and Bengio 2003, "Inference for the generalization error").
+    """
+    center = mean(scores)
+    if len(scores) < 2:
+        return Interval(mean=center, low=math.nan, high=math.nan)
+    from scipy.special import stdtrit
+
+    spread = math.sqrt(variance(scores) * (1 / len(scores) + 1 / (folds - 1)))
+    half = float(stdtrit(len(scores) - 1, 0.975)) * spread
+    return Interval(mean=center, low=center - half, high=center + half)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BestTrial:
+    """The winner of a study so far."""
+
+    study: str
+    number: int
+    metric: str
+    direction: str
+    interval: Interval
+    fold_scores: list[float]
+    params: dict[str, Any]
+    folder: Path
+    """Holds its ``config.yaml`` and the run directories of its folds."""
+
+
+def describe_best(study: optuna.Study) -> BestTrial:
+    """The best completed trial. Raises NoBestTrialError."""
+    trial = best_trial(study)
+    identity = study.user_attrs[IDENTITY]
+    scores = list(trial.user_attrs[FOLD_SCORES])
+    return BestTrial(
+        study=study.study_name,
+        number=trial.number,
+        metric=identity["objective"]["metric"],
+        direction=identity["objective"]["direction"],
+        interval=fold_interval(scores, folds=identity["config"]["cross_validation.folds"]),
+        fold_scores=scores,
+        params=trial.params,
+        folder=folder_of(study) / f"trial_{trial.number:04d}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyStatus:
+    """How far a study is. `trials` counts by state; interrupted ones, which do not count as finished, are apart."""
+
+    study: str
+    trials: dict[str, int]
+    interrupted: int
+    best_trial: int | None
+    best_value: float | None
+    running: list[dict[str, Any]]
+    """Number, parameters and reported epochs of each running trial."""
+    failures: dict[str, int]
+    """Failed trials by kind of failure."""
+
+
+def describe_status(study: optuna.Study) -> StudyStatus:
+    """Count and summarize the trials of `study`."""
+    trials = study.get_trials(deepcopy=False)
+    counted = [trial for trial in trials if INTERRUPTED not in trial.user_attrs]
+    complete = [trial for trial in counted if trial.state is TrialState.COMPLETE]
+    best = best_trial(study) if complete else None
+    failures: dict[str, int] = {}
+    for trial in counted:
+        if FAILURE in trial.user_attrs:
+            kind = trial.user_attrs[FAILURE]["kind"]
+            failures[kind] = failures.get(kind, 0) + 1
+    return StudyStatus(
+        study=study.study_name,
+        trials={state.name: sum(trial.state is state for trial in counted) for state in TrialState},
+        interrupted=len(trials) - len(counted),
+        best_trial=best.number if best else None,
+        best_value=best.value if best else None,
+        running=[_running(trial) for trial in counted if trial.state is TrialState.RUNNING],
+        failures=failures,
+    )
+
+
+def _running(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    return {"number": trial.number, "params": trial.params, "reports": len(trial.intermediate_values)}

@@ -1,0 +1,167 @@
+"""What a command prints when it is done: text for people, one JSON object for machines; and what to type next."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hpo.console import clean, number
+from hpo.definition import StudyDefinition
+from hpo.devices import Placement
+from hpo.report import BestTrial, StudyStatus
+from hpo.train_best import Trained
+from training.config import Failure, FailureKind
+
+USER_MISTAKES = (FailureKind.CONFIG, FailureKind.DATA)
+"""Their message says what to do; a traceback would hide it."""
+
+
+def best(winner: BestTrial, *, as_json: bool, again: str, tracking: str | None = None, storage: str = "") -> None:
+    """The winner: score with its interval, hyperparameters, where everything is, the next commands.
+
+    `again` are the options that lead to the same study once more.
+    """
+    if as_json:
+        return _print_json({**asdict(winner), "config": str(winner.folder / "config.yaml"), "storage": storage})
+    interval = winner.interval
+    bounds = "" if math.isnan(interval.low) else f"  (95 % interval {number(interval.low)} to {number(interval.high)})"
+    scores = " ".join(number(score) for score in winner.fold_scores)
+    rows = [
+        ("best trial", f"{winner.number} of study {winner.study}"),
+        (winner.metric, f"{number(interval.mean)}{bounds}"),
+        ("folds", f"{scores}"),
+        *((f"  {key}", number(value) if isinstance(value, float) else value) for key, value in winner.params.items()),
+        ("configuration", winner.folder / "config.yaml"),
+        ("storage", storage),
+        *([("mlflow", tracking)] if tracking else []),
+    ]
+    _print_rows(rows)
+    _print_next(f"hpo train-best {again}", f"hpo dashboard {again}")
+
+
+def trained(job: Trained, *, model_uri: str | None, as_json: bool) -> None:
+    """A finished training: metrics, where the model is and how to load it."""
+    result, model = job.result, job.result.run_dir.model
+    saved = model if model.exists() else None
+    if as_json:
+        return _print_json(
+            {
+                "metrics": result.metrics,
+                "run_dir": str(result.run_dir.path),
+                "model": saved and str(saved),
+                "model_uri": model_uri,
+                "seconds": result.duration_s,
+                "world_size": result.world_size,
+            }
+        )
+    scored_on = "test split" if job.config.cross_validation.fold is None else "fold"
+    rows: list[tuple[str, Any]] = [(name, number(value)) for name, value in result.metrics.items()]
+    rows += [("scored on", scored_on), ("run directory", result.run_dir.path)]
+    rows += [("model", saved)] if saved else []
+    rows += [("registered", model_uri)] if model_uri else []
+    _print_rows(rows)
+    if saved:
+        _print_next(how_to_load(job, saved), label="load it")
+
+
+def how_to_load(trained: Trained, folder: Path) -> str:
+    """Python that loads the saved model."""
+    config = trained.config
+    if config.task == "image_classification" and config.model.architecture in {"mlp", "cnn"}:
+        return f'from training.tasks.image_networks import load_small_network; load_small_network("{folder}")'
+    classes = {
+        "text_classification": "AutoModelForSequenceClassification",
+        "image_classification": "AutoModelForImageClassification",
+    }
+    if config.task not in classes:
+        return f'"{folder}" is what the save method of {config.task} wrote'
+    name = classes[config.task]
+    return f'from transformers import {name}; {name}.from_pretrained("{folder}")'
+
+
+def status(statuses: list[StudyStatus], *, as_json: bool) -> None:
+    """A table of studies, and the running trials and failures of each."""
+    if as_json:
+        return _print_json([asdict(each) for each in statuses])
+    for each in statuses:
+        counts = ", ".join(f"{count} {state.lower()}" for state, count in each.trials.items() if count) or "no trials"
+        rows: list[tuple[str, Any]] = [("study", each.study), ("trials", counts)]
+        if each.interrupted:
+            rows.append(("interrupted", f"{each.interrupted} (queued again, not counted)"))
+        if each.best_trial is not None:
+            rows.append(("best", f"{number(each.best_value)} (trial {each.best_trial})"))
+        for kind, count in each.failures.items():
+            rows.append(("failed", f"{count} x {kind}"))
+        for running in each.running:
+            rows.append(("running", f"trial {running['number']}, {running['reports']} epochs reported"))
+        _print_rows(rows)
+    if not statuses:
+        print("no studies yet")
+        _print_next("hpo sweep --study bert_cv")
+
+
+def valid(definition: StudyDefinition, placement: Placement, *, as_json: bool, again: str) -> None:
+    """That a study is sound, and what it will do."""
+    config = definition.config
+    where = f"{placement.world_size} GPU(s)" if placement.gpus else f"CPU, {placement.world_size} process(es)"
+    jobs = config.budget.trials * definition.job.cross_validation.num_splits
+    if as_json:
+        return _print_json({"study": config.study, "valid": True, "jobs": jobs, "world_size": placement.world_size})
+    rows = [
+        ("study", f"{config.study}: valid"),
+        ("environment", definition.environment),
+        ("task", definition.job.task),
+        ("objective", f"{config.objective.direction} {config.objective.metric}"),
+        ("search space", ", ".join(config.search_space)),
+        ("jobs", f"{config.budget.trials} trials x {definition.job.cross_validation.num_splits} folds = {jobs}"),
+        ("devices", where),
+    ]
+    _print_rows(rows)
+    for notice in placement.notices:
+        print(f"note: {notice}", file=sys.stderr)
+    _print_next(f"hpo sweep {again}")
+
+
+def failure_text(failure: Failure) -> str:
+    """A failure, safe to print; with the traceback of the first failing rank where that helps the user."""
+    message = "\n".join(clean(line) for line in failure.message.splitlines())
+    if failure.kind in USER_MISTAKES:
+        return f"{failure.kind}: {message}"
+    traceback = "\n".join(textwrap.indent(clean(line), _indent(line)) for line in failure.traceback.splitlines())
+    rank = "" if failure.rank is None else f" on rank {failure.rank}"
+    return f"{failure.kind}{rank}: {message}" + (f"\n{traceback}" if traceback else "")
+
+
+def _indent(line: str) -> str:
+    return " " * (len(line) - len(line.lstrip()))
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """`value` with NaN and infinities as null, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print_rows(rows: list[tuple[str, Any]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    print()
+    for name, value in rows:
+        print(f"{name:<{width}}  {clean(str(value))}")
+
+
+def _print_next(*commands: str, label: str = "next") -> None:
+    print(f"\n{label}:")
+    for command in commands:
+        print(f"  {command}")

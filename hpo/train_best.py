@@ -1,0 +1,50 @@
+"""Training outside a search: the winner of a study on all its data, or one configuration by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+
+from hpo.cross_validation import run_job
+from hpo.events import JobLabel, Listener
+from hpo.report import BestTrial, describe_best
+from hpo.study import folder_of
+from hpo.trial import TrialResult
+from training.config import JobConfig, job_config, read_layer
+from training.run_dir import RunDir
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """A finished training outside a search."""
+
+    label: JobLabel
+    config: JobConfig
+    result: TrialResult
+
+
+def train_best(study: optuna.Study, listen: Listener) -> tuple[BestTrial, Trained]:
+    """Train the recorded configuration of the best trial on everything but the test split, and score it on that.
+
+    The configuration is the one on disk, as it was run, not sampled or merged again. Raises NoBestTrialError and
+    ConfigError (when the trial's folder is gone or damaged).
+    """
+    best = describe_best(study)
+    recorded = job_config(read_layer(best.folder / "config.yaml"))
+    config = recorded.with_values({"cross_validation.fold": None, "output.save_model": True})
+    label = JobLabel(study=study.study_name)
+    run_dir = RunDir.create(folder_of(study), "best")
+    return best, _train(config, run_dir, label, listen)
+
+
+def train_one(config: JobConfig, name: str, listen: Listener, *, resume: Path | None = None) -> Trained:
+    """Train one configuration in a new run directory under ``train/``, or go on in `resume`."""
+    run_dir = RunDir(resume) if resume else RunDir.create(Path(config.output.root) / "train", name)
+    return _train(config, run_dir, JobLabel(study="train"), listen, resume=resume is not None)
+
+
+def _train(config: JobConfig, run_dir: RunDir, label: JobLabel, listen: Listener, *, resume: bool = False) -> Trained:
+    result = run_job(config, run_dir, label, lambda record: False, listen, resume=resume)
+    return Trained(label=label, config=config, result=result)

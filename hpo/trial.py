@@ -1,0 +1,138 @@
+"""``run_single_trial``: one training job from a resolved configuration to a TrialResult. Everything trains through it.
+
+place -> prepare run dir -> launch -> follow (report, stop) -> collect -> nothing left behind
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hpo.devices import Placement, detect_hardware, place
+from hpo.launchers import Job, launch
+from training.config import ConfigError, Failure, FailureKind, JobConfig
+from training.run_dir import Event, Record, RunDir, Tail
+
+POLL_INTERVAL_S = 0.05
+LOG_TAIL_BYTES = 4000
+_FAILED_STARTS: set[tuple[str, int]] = set()
+"""Backends and numbers of ranks whose start failed in this process: it is not tried again for every fold."""
+
+
+class JobStatus(StrEnum):
+    """How a job ended."""
+
+    COMPLETE = "complete"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialResult:
+    """What a job came to. `metrics` are those of its last evaluation (empty when it failed before one)."""
+
+    status: JobStatus
+    metrics: dict[str, float]
+    failure: Failure | None
+    duration_s: float
+    world_size: int
+    run_dir: RunDir
+
+
+OnRecord = Callable[[Record], bool]
+"""Hears each record of rank 0 as it comes; returns True to ask the job to stop."""
+OnNotice = Callable[[str], None]
+
+
+def run_single_trial(
+    config: JobConfig, run_dir: RunDir, *, on_record: OnRecord, on_notice: OnNotice, resume: bool = False
+) -> TrialResult:
+    """Train `config` in `run_dir` with as many ranks as it gets devices, and return what came of it.
+
+    `resume` goes on from the newest checkpoint in `run_dir`; otherwise what an earlier attempt left is cleared.
+
+    A distributed job that cannot start is run again as one process, and `on_notice` hears why. A failure of the job is
+    a result, not an exception; an exception raised meanwhile (Ctrl-C, a callback's) ends the job's processes first.
+    Raises DeviceError. Called by the orchestrator, on a thread that lives as long as the job.
+    """
+    hardware = detect_hardware()
+    placement = place(config.distributed, hardware)
+    for notice in placement.notices:
+        on_notice(notice)
+    alone = place(config.distributed.model_copy(update={"strategy": "none"}), hardware)
+    attempted = (config.distributed.backend, placement.world_size)
+    if attempted in _FAILED_STARTS:
+        placement = alone
+    run_dir.prepare(config, resume=resume)
+    result = _attempt(config, run_dir, placement, on_record)
+    if placement.world_size > 1 and _did_not_start(result):
+        assert result.failure is not None
+        _FAILED_STARTS.add(attempted)
+        on_notice(f"the distributed start failed, falling back to one process: {result.failure.message}")
+        run_dir.prepare(config, resume=resume)
+        result = _attempt(config, run_dir, alone, on_record)
+    return result
+
+
+def _attempt(config: JobConfig, run_dir: RunDir, placement: Placement, on_record: OnRecord) -> TrialResult:
+    started = time.monotonic()
+    try:
+        config.micro_batch_size(placement.world_size)
+    except ConfigError as error:
+        run_dir.write_error(Failure(kind=FailureKind.CONFIG, message=str(error)))
+        return _collect(run_dir, placement, started, exit_status=1)
+    tail = Tail(run_dir, offset=run_dir.metrics.stat().st_size if run_dir.metrics.exists() else 0)
+    job = launch(run_dir, placement)
+    try:
+        _follow(job, run_dir, tail, on_record)
+    finally:
+        job.end()
+    return _collect(run_dir, placement, started, exit_status=job.poll() or 0)
+
+
+def _follow(job: Job, run_dir: RunDir, tail: Tail, on_record: OnRecord) -> None:
+    """Pass on every record until the job is gone; ask it to stop when `on_record` says so."""
+    running = True
+    while running:
+        running = job.poll() is None  # looked at before the last read, so nothing written meanwhile is missed
+        for record in tail.read():
+            if on_record(record):
+                run_dir.request_stop()
+        if running:
+            time.sleep(POLL_INTERVAL_S)
+
+
+def _collect(run_dir: RunDir, placement: Placement, started: float, *, exit_status: int) -> TrialResult:
+    # A written result counts, however the processes ended afterwards.
+    outcome = run_dir.load_result()
+    failure = None if outcome else run_dir.load_error() or _unexplained(run_dir, exit_status)
+    status = JobStatus.FAILED if outcome is None else JobStatus.STOPPED if outcome.stopped else JobStatus.COMPLETE
+    return TrialResult(
+        status=status,
+        metrics=outcome.metrics if outcome else {},
+        failure=failure,
+        duration_s=time.monotonic() - started,
+        world_size=placement.world_size,
+        run_dir=run_dir,
+    )
+
+
+def _unexplained(run_dir: RunDir, exit_status: int) -> Failure:
+    """No rank could say why: it was killed, or it never came to our code."""
+    started = any(record.event is Event.START for record in run_dir.records())
+    killed = exit_status < 0 or started
+    kind = FailureKind.SIGNAL if killed else FailureKind.LAUNCH
+    how = f"signal {-exit_status}" if exit_status < 0 else f"exit status {exit_status}"
+    text = "a rank was killed" if killed else "the job ended before it began"
+    return Failure(kind=kind, message=f"{text} ({how}); see {run_dir.logs}", traceback=_log_tail(run_dir))
+
+
+def _log_tail(run_dir: RunDir) -> str:
+    log = run_dir.log("agent")
+    return log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace") if log.exists() else ""
+
+
+def _did_not_start(result: TrialResult) -> bool:
+    return result.failure is not None and result.failure.kind in {FailureKind.DISTRIBUTED_START, FailureKind.LAUNCH}

@@ -1,0 +1,198 @@
+"""Which devices a job gets, and what is said when it is not what was asked for."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from hpo import devices
+from hpo.devices import Hardware, Placement, detect_hardware, place
+from hpo.errors import DeviceError
+from training.config import DistributedConfig
+
+CPU = Hardware(gpus=(), cores=8)
+ONE_GPU = Hardware(gpus=("0",), cores=8)
+FOUR_GPUS = Hardware(gpus=("0", "1", "2", "3"), cores=8)
+
+
+def placed(hardware: Hardware, **values: Any) -> Placement:
+    return place(DistributedConfig.model_validate(values), hardware)
+
+
+# Which devices
+
+
+@pytest.mark.parametrize(
+    ("hardware", "values", "world_size", "gpus"),
+    [
+        (CPU, {}, 1, ()),
+        (CPU, {"devices": 2}, 2, ()),
+        (CPU, {"devices": 8}, 8, ()),
+        (CPU, {"devices": 1}, 1, ()),
+        (ONE_GPU, {}, 1, ("0",)),
+        (FOUR_GPUS, {}, 4, ("0", "1", "2", "3")),
+        (FOUR_GPUS, {"strategy": "ddp"}, 4, ("0", "1", "2", "3")),
+        (FOUR_GPUS, {"strategy": "none"}, 1, ("0",)),
+        (FOUR_GPUS, {"devices": 2}, 2, ("0", "1")),
+        (FOUR_GPUS, {"devices": [3, 1]}, 2, ("3", "1")),
+        (FOUR_GPUS, {"devices": [2]}, 1, ("2",)),
+        (FOUR_GPUS, {"accelerator": "cuda"}, 4, ("0", "1", "2", "3")),
+        (FOUR_GPUS, {"accelerator": "cpu"}, 1, ()),
+        (FOUR_GPUS, {"accelerator": "cpu", "devices": 2}, 2, ()),
+        (CPU, {"devices": [0, 1]}, 2, ()),
+        (Hardware(gpus=("GPU-aa", "GPU-bb"), cores=4), {"devices": [1]}, 1, ("GPU-bb",)),
+    ],
+)
+def test_a_job_gets_the_devices_it_asks_for_and_nothing_needs_saying(
+    hardware: Hardware, values: dict[str, Any], world_size: int, gpus: tuple[str, ...]
+) -> None:
+    placement = placed(hardware, **values)
+    assert (placement.world_size, placement.gpus, placement.notices) == (world_size, gpus, ())
+
+
+@pytest.mark.parametrize(("cores", "ranks", "threads"), [(8, 1, 8), (8, 2, 4), (8, 3, 2), (4, 4, 1)])
+def test_ranks_share_the_cores(cores: int, ranks: int, threads: int) -> None:
+    assert placed(Hardware(gpus=(), cores=cores), devices=ranks).threads_per_rank == threads
+
+
+def test_every_rank_has_a_thread_when_there_are_more_gpus_than_cores() -> None:
+    assert placed(Hardware(gpus=("0", "1", "2"), cores=2)).threads_per_rank == 1
+
+
+# What is said
+
+
+def test_more_gpus_than_there_are_is_clamped_and_said() -> None:
+    placement = placed(FOUR_GPUS, devices=6)
+    assert placement.gpus == FOUR_GPUS.gpus
+    assert placement.notices == ("distributed.devices asks for 6 GPUs but only 4 exist; going on with 4",)
+
+
+def test_more_ranks_than_there_are_cores_is_clamped_and_said() -> None:
+    placement = placed(CPU, devices=9)
+    assert placement.world_size == 8
+    assert placement.notices == ("distributed.devices asks for 9 CPU cores but only 8 exist; going on with 8",)
+
+
+@pytest.mark.parametrize("values", [{}, {"devices": 1}, {"devices": [0]}])
+def test_ddp_on_one_gpu_falls_back_and_says_so(values: dict[str, Any]) -> None:
+    placement = placed(ONE_GPU, strategy="ddp", **values)
+    assert (placement.world_size, placement.gpus) == (1, ("0",))
+    assert placement.notices == ("DDP requires multiple devices, falling back to single-GPU training",)
+
+
+@pytest.mark.parametrize("values", [{}, {"devices": 1}])
+def test_ddp_on_one_cpu_falls_back_and_says_so(values: dict[str, Any]) -> None:
+    placement = placed(CPU, strategy="ddp", **values)
+    assert (placement.world_size, placement.gpus) == (1, ())
+    assert placement.notices == ("DDP requires multiple devices, falling back to single-CPU training",)
+
+
+def test_ddp_clamped_to_one_device_says_both() -> None:
+    assert placed(ONE_GPU, strategy="ddp", devices=2).notices == (
+        "distributed.devices asks for 2 GPUs but only 1 exist; going on with 1",
+        "DDP requires multiple devices, falling back to single-GPU training",
+    )
+
+
+@pytest.mark.parametrize("strategy", ["auto", "none"])
+def test_one_device_needs_no_word_unless_ddp_was_asked_for(strategy: str) -> None:
+    assert placed(ONE_GPU, strategy=strategy).notices == placed(CPU, strategy=strategy).notices == ()
+
+
+def test_a_device_listed_twice_is_used_once_and_said() -> None:
+    placement = placed(FOUR_GPUS, devices=[1, 0, 1])
+    assert placement.gpus == ("1", "0")
+    assert placement.notices == ("distributed.devices lists a device twice; going on with [1, 0]",)
+
+
+# What cannot be
+
+
+def test_cuda_without_a_gpu_is_an_error_with_the_way_out() -> None:
+    with pytest.raises(DeviceError) as caught:
+        placed(CPU, accelerator="cuda")
+    assert str(caught.value) == "distributed.accelerator is cuda, but no GPU is visible; set it to auto or cpu"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "values", "message"),
+    [
+        (FOUR_GPUS, {"devices": [0, 4, 7]}, "distributed.devices lists [4, 7], but there are only 4 GPUs"),
+        (CPU, {"devices": [8]}, "distributed.devices lists [8], but there are only 8 CPU cores"),
+    ],
+)
+def test_a_listed_device_that_does_not_exist_is_an_error(
+    hardware: Hardware, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DeviceError) as caught:
+        placed(hardware, **values)
+    assert str(caught.value) == message
+
+
+# What this machine has
+
+
+@pytest.mark.parametrize(
+    ("mask", "count", "gpus"),
+    [
+        (None, 3, ("0", "1", "2")),
+        (None, 0, ()),
+        ("", 3, ()),
+        ("-1", 3, ()),
+        ("1", 3, ("1",)),
+        ("2,0", 3, ("2", "0")),
+        (" 2 , 0 ", 3, ("2", "0")),
+        ("0,-1,1", 3, ("0",)),
+        ("0,7,1", 3, ("0",)),
+        ("0,x,1", 3, ("0",)),
+        ("7", 3, ()),
+        ("0", 0, ()),
+        ("GPU-8932f937-d72c,1", 3, ("GPU-8932f937-d72c", "1")),
+        ("MIG-GPU-8932f937/1/0", 3, ("MIG-GPU-8932f937/1/0",)),
+        ("GPU-8932f937-d72c", 0, ()),
+    ],
+)
+def test_the_mask_of_cuda_says_which_gpus_are_visible(
+    monkeypatch: pytest.MonkeyPatch, mask: str | None, count: int, gpus: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(devices, "_count_gpus", lambda: count)
+    if mask is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+    assert detect_hardware().gpus == gpus
+
+
+def test_only_the_cores_this_process_may_use_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 5, 7})
+    assert detect_hardware().cores == 3
+
+
+def test_a_machine_without_a_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+
+    def no_driver() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", no_driver)
+    assert devices._count_gpus() == 0
+
+
+def test_the_driver_is_closed_after_counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+
+    calls: list[str] = []
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: calls.append("init"))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 2)
+    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: calls.append("shutdown"))
+    assert devices._count_gpus() == 2
+    assert calls == ["init", "shutdown"]
+
+
+def test_one_process_of_several_devices_asked_for_is_said() -> None:
+    placement = place(DistributedConfig.model_validate({"devices": [2, 0], "strategy": "none"}), FOUR_GPUS)
+    assert placement.gpus == ("2",)
+    assert placement.notices == ("distributed.strategy is none: one of the 2 devices asked for is used",)

@@ -1,0 +1,140 @@
+"""What a study has come to: counts, the best trial, and an interval that is honest about overlapping folds."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from statistics import mean, stdev
+
+import optuna
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState, create_trial
+
+from hpo.errors import NoBestTrialError
+from hpo.report import describe_best, describe_status, fold_interval
+from hpo.study import FAILURE, FOLD_SCORES, FOLDER, IDENTITY, INTERRUPTED
+
+T_4, T_9 = 2.7764451051977987, 2.2621571627409915
+"""Student's t with 4 and 9 degrees of freedom at 0.975, from a printed table's source (R: qt(0.975, 4))."""
+
+
+def study_with(*trials: optuna.trial.FrozenTrial, direction: str = "maximize") -> optuna.Study:
+    study = optuna.create_study(study_name="demo", direction=direction)
+    study.set_user_attr(
+        IDENTITY,
+        {"objective": {"metric": "accuracy", "direction": direction}, "config": {"cross_validation.folds": 5}},
+    )
+    study.set_user_attr(FOLDER, "/runs/demo")
+    for trial in trials:
+        study.add_trial(trial)
+    return study
+
+
+def complete(*scores: float) -> optuna.trial.FrozenTrial:
+    return create_trial(value=mean(scores), user_attrs={FOLD_SCORES: list(scores)})
+
+
+def failed(kind: str | None = None, **attrs: object) -> optuna.trial.FrozenTrial:
+    failure = {FAILURE: {"kind": kind}} if kind else {}
+    return create_trial(state=TrialState.FAIL, user_attrs={**failure, **attrs})
+
+
+# The interval
+
+
+def test_the_interval_is_that_of_nadeau_and_bengio() -> None:
+    """By hand: scores 0.7 0.8 0.9 0.8 0.8 have mean 0.8 and variance (0.01 + 0.01) / 4 = 0.005.
+
+    Five folds: test/train = 1/4, so the variance of the mean is 0.005 x (1/5 + 1/4) = 0.00225, its root 0.0474342,
+    and the half width 2.776445 x 0.0474342 = 0.1316984.
+    """
+    interval = fold_interval([0.7, 0.8, 0.9, 0.8, 0.8], folds=5)
+    assert interval.mean == pytest.approx(0.8)
+    assert interval.high - interval.mean == pytest.approx(0.1316984, abs=1e-7)
+    assert interval.mean - interval.low == pytest.approx(0.1316984, abs=1e-7)
+
+
+def test_repeats_add_scores_but_no_new_training_samples() -> None:
+    scores = [0.7, 0.8, 0.9, 0.8, 0.8] * 2
+    interval = fold_interval(scores, folds=5)
+    half = T_9 * math.sqrt(stdev(scores) ** 2 * (1 / 10 + 1 / 4))
+    assert interval.high - interval.mean == pytest.approx(half)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.integers(0, 1000).map(lambda score: score / 1000), min_size=5, max_size=5).filter(
+        lambda s: len(set(s)) > 1
+    )
+)
+def test_the_interval_is_wider_than_one_that_takes_folds_for_independent(scores: list[float]) -> None:
+    interval = fold_interval(scores, folds=5)
+    naive = T_4 * stdev(scores) / math.sqrt(5)
+    assert interval.high - interval.mean == pytest.approx(1.5 * naive), "sqrt(1 + 5/4) = 1.5"
+    assert interval.low < interval.mean < interval.high
+
+
+def test_equal_scores_have_an_interval_of_no_width() -> None:
+    interval = fold_interval([0.5, 0.5, 0.5], folds=3)
+    assert (interval.low, interval.mean, interval.high) == (0.5, 0.5, 0.5)
+
+
+def test_one_score_has_no_bounds() -> None:
+    interval = fold_interval([0.5], folds=5)
+    assert interval.mean == 0.5
+    assert math.isnan(interval.low) and math.isnan(interval.high)
+
+
+# The best trial
+
+
+@pytest.mark.parametrize(("direction", "number"), [("maximize", 2), ("minimize", 1)])
+def test_the_best_trial_is_described_with_its_interval_and_folder(direction: str, number: int) -> None:
+    study = study_with(failed(), complete(0.4, 0.6), complete(0.7, 0.9), complete(0.5, 0.7), direction=direction)
+    best = describe_best(study)
+    assert (best.study, best.number, best.metric, best.direction) == ("demo", number, "accuracy", direction)
+    assert best.fold_scores == ([0.7, 0.9] if number == 2 else [0.4, 0.6])
+    assert best.interval == fold_interval(best.fold_scores, folds=5)
+    assert best.folder == Path(f"/runs/demo/trial_000{number}")
+
+
+@pytest.mark.parametrize("trials", [(), (failed("oom"),), (create_trial(state=TrialState.PRUNED),)])
+def test_without_a_completed_trial_there_is_no_best_one(trials: tuple[optuna.trial.FrozenTrial, ...]) -> None:
+    with pytest.raises(NoBestTrialError, match="study 'demo' has no completed trial yet; see hpo status"):
+        describe_best(study_with(*trials))
+
+
+# The status
+
+
+def test_trials_are_counted_by_state_and_interrupted_ones_apart() -> None:
+    study = study_with(
+        complete(0.5),
+        complete(0.75),
+        create_trial(state=TrialState.PRUNED),
+        failed("oom"),
+        failed("oom"),
+        failed("data"),
+        failed(**{INTERRUPTED: True}),
+        failed("signal", **{INTERRUPTED: True}),
+    )
+    study.enqueue_trial({})
+    running = study.ask()
+    study.enqueue_trial({})
+    running.suggest_float("x", 0.5, 0.5)
+    running.report(0.1, 1)
+    running.report(0.2, 2)
+    status = describe_status(study)
+    assert status.trials == {"RUNNING": 1, "COMPLETE": 2, "PRUNED": 1, "FAIL": 3, "WAITING": 1}
+    assert status.interrupted == 2
+    assert (status.best_trial, status.best_value) == (1, 0.75)
+    assert status.failures == {"oom": 2, "data": 1}
+    assert status.running == [{"number": 8, "params": {"x": 0.5}, "reports": 2}]
+
+
+def test_an_empty_study_has_an_empty_status() -> None:
+    status = describe_status(study_with())
+    assert set(status.trials.values()) == {0}
+    assert (status.best_trial, status.best_value, status.interrupted, status.failures) == (None, None, 0, {})

@@ -1,0 +1,129 @@
+"""Opening the study database: shared by processes, errors with the reason, and no password in any text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy
+from optuna.storages import RDBStorage
+
+from hpo.errors import StorageError
+from hpo.masking import masked
+from hpo.storage import SQLITE_WAIT_S, default_url
+from hpo.storage import open_storage as really_open
+
+Open = Callable[[str], RDBStorage]
+
+
+@pytest.fixture
+def open_storage() -> Iterator[Open]:
+    """``hpo.storage.open_storage``, with the connections closed after the test."""
+    opened: list[RDBStorage] = []
+
+    def open_and_keep(url: str) -> RDBStorage:
+        opened.append(really_open(url))
+        return opened[-1]
+
+    yield open_and_keep
+    for storage in opened:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://user:s3cret@host/db", "postgresql://***@host/db"),
+        ("postgresql+psycopg://user:s3cret@host:5432/db", "postgresql+psycopg://***@host:5432/db"),
+        ("postgresql://:s3cret@host/db", "postgresql://***@host/db"),
+        ("postgresql://user:s3/cr:et@host/db", "postgresql://***@host/db"),
+        ("postgresql://user:s3@cr@et@host/db", "postgresql://***@host/db"),
+        ("postgresql://host/db?user=u&password=s3cret&x=1", "postgresql://host/db?user=u&password=***&x=1"),
+        ("postgresql://host/db?PASSWORD=s3cret", "postgresql://host/db?PASSWORD=***"),
+        ("postgresql://host/db?sslpassword=s3cret", "postgresql://host/db?sslpassword=***"),
+        ("http://host/?token=s3cret&passwd=s3cret", "http://host/?token=***&passwd=***"),
+        ("cannot reach a://u:s3cret@h nor b://u:s3cret@h", "cannot reach a://***@h nor b://***@h"),
+        ("postgresql://user@host:5432/db", "postgresql://***@host:5432/db"),
+        ("sqlite:///runs/studies.db", "sqlite:///runs/studies.db"),
+        ("write to me@example.com: soon", "write to me@example.com: soon"),
+    ],
+)
+def test_credentials_are_masked_and_nothing_else(text: str, shown: str) -> None:
+    assert masked(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("nonsense", "is not an SQLAlchemy URL such as sqlite:///runs/studies.db"),
+        ("", "is not an SQLAlchemy URL"),
+        ("user:s3cret@host/db", "is not an SQLAlchemy URL"),
+        ("postgresql+psycopg://user:s3cret@host:port/db", "is not an SQLAlchemy URL"),
+        ("postgresql+psycopg://user:s3cr@et@127.0.0.1:1/db", "write an @ in the password as %40"),
+        ("postgresql+psycopg://user:s3cret@127.0.0.1:1/db", "cannot be opened: connection failed"),
+        ("postgresql+psycopg://user:s3%40cret@127.0.0.1:1/db", "cannot be opened: connection failed"),
+        ("postgresql+psycopg://127.0.0.1:1/db?user=u&password=s3cret", "cannot be opened: connection failed"),
+        ("nosuchdatabase://user:s3cret@host/db", "cannot be opened: Can't load plugin"),
+        ("postgresql+nosuchdriver://user:s3cret@host/db", "cannot be opened: Can't load plugin"),
+        ("sqlite://user:s3cret@host/db", "cannot be opened: Invalid SQLite URL"),
+        ("sqlite:////proc/nothing/here/studies.db", "cannot be opened: "),
+    ],
+)
+def test_an_unusable_storage_is_an_error_with_the_reason_and_without_the_password(
+    open_storage: Open, url: str, reason: str
+) -> None:
+    with pytest.raises(StorageError) as caught:
+        open_storage(url)
+    text = str(caught.value)
+    assert reason in text
+    assert "s3c" not in text and "cret" not in text and "@et" not in text
+    assert "\n" not in text
+
+
+def test_a_file_that_is_no_database_is_an_error_with_the_reason(open_storage: Open, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(b"this is no database, but long enough to be mistaken for one. " * 10)
+    with pytest.raises(StorageError, match="file is not a database"):
+        open_storage(f"sqlite:///{path}")
+
+
+def test_a_folder_is_no_database(open_storage: Open, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="unable to open database file"):
+        open_storage(f"sqlite:///{tmp_path}")
+
+
+def test_a_sqlite_file_is_made_with_its_folder_and_in_write_ahead_mode(open_storage: Open, tmp_path: Path) -> None:
+    path = tmp_path / "a folder/it's/studies.db"
+    storage = open_storage(f"sqlite:///{path}")
+    optuna.create_study(storage=storage, study_name="demo")
+    with sqlalchemy.create_engine(f"sqlite:///{path}").connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+def test_a_sqlite_connection_waits_for_other_writers(open_storage: Open, tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    with storage.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == SQLITE_WAIT_S * 1000
+
+
+def test_an_in_memory_database_makes_no_folder(
+    open_storage: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url in ("sqlite://", "sqlite:///:memory:"):
+        optuna.create_study(storage=open_storage(url))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_database_is_in_the_folder_of_all_output(open_storage: Open, tmp_path: Path) -> None:
+    url = default_url(tmp_path / "my runs")
+    optuna.create_study(storage=open_storage(url), study_name="demo")
+    assert (tmp_path / "my runs/studies.db").is_file()
+
+
+def test_two_openings_of_a_storage_see_the_same_studies(open_storage: Open, storage_url: str) -> None:
+    optuna.create_study(storage=open_storage(storage_url), study_name="demo").set_user_attr("key", [1, "x"])
+    assert optuna.load_study(study_name="demo", storage=open_storage(storage_url)).user_attrs == {"key": [1, "x"]}
