@@ -1,0 +1,95 @@
+"""The same configuration is the same training: repeated, resumed, and however many ranks share a batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpo.trial import JobStatus, TrialResult, run_single_trial
+from training.config import JobConfig
+from training.run_dir import Event, RunDir
+
+TOLERANCE = 1e-5
+"""Largest relative difference of a float32 loss between one rank and several, or accumulated micro-batches."""
+
+
+def run(config: JobConfig, folder: Path, **options: bool) -> TrialResult:
+    def no_stop(record: object) -> bool:
+        return False
+
+    notices: list[str] = []
+    result = run_single_trial(config, RunDir(folder), on_record=no_stop, on_notice=notices.append, **options)
+    assert result.status is JobStatus.COMPLETE, (result.failure, notices)
+    assert not notices
+    return result
+
+
+def losses(result: TrialResult) -> list[float]:
+    return [record.values["loss"] for record in result.run_dir.records() if record.event is not Event.START]
+
+
+def weights(result: TrialResult) -> bytes:
+    return (result.run_dir.model / "model.safetensors").read_bytes()
+
+
+def test_one_rank_two_ranks_and_accumulation_give_the_same_losses(job: JobConfig, tmp_path: Path) -> None:
+    variants = {
+        "one": {},
+        "two": {"distributed.strategy": "ddp", "distributed.devices": 2},
+        "accumulated": {
+            "distributed.strategy": "ddp",
+            "distributed.devices": 2,
+            "training.accumulate_grad_batches": 2,
+        },
+    }
+    results = {name: run(job.with_values(change), tmp_path / name) for name, change in variants.items()}
+    assert [result.world_size for result in results.values()] == [1, 2, 2]
+    expected = losses(results["one"])
+    assert len(expected) == 2 * (213 // 32) + 2  # every step of two epochs and two evaluations
+    for name in ("two", "accumulated"):
+        assert losses(results[name]) == pytest.approx(expected, rel=TOLERANCE), name
+        assert results[name].metrics["accuracy"] == results["one"].metrics["accuracy"]
+
+
+def test_one_rank_twice_is_identical_to_the_bit(job: JobConfig, tmp_path: Path) -> None:
+    config = job.with_values({"model.dropout": 0.5})
+    first, second = run(config, tmp_path / "first"), run(config, tmp_path / "second")
+    assert losses(first) == losses(second)
+    assert weights(first) == weights(second)
+
+
+def test_another_seed_is_another_training(job: JobConfig, tmp_path: Path) -> None:
+    first, other = run(job, tmp_path / "first"), run(job.with_values({"seed": 1}), tmp_path / "other")
+    assert losses(first) != losses(other)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_resumed_training_ends_bit_identical(job: JobConfig, tmp_path: Path, devices: int) -> None:
+    config = job.with_values(
+        {
+            "training.epochs": 3,
+            "model.dropout": 0.5,
+            "output.keep_checkpoint": True,
+            "distributed.strategy": "auto",
+            "distributed.devices": devices,
+        }
+    )
+    whole = run(config, tmp_path / "whole")
+    killed_after = 2
+    cut = RunDir(tmp_path / "cut")
+
+    def interrupt(record: object) -> bool:
+        if cut.last_epoch() >= killed_after - 1:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        run_single_trial(config, cut, on_record=interrupt, on_notice=print)
+    assert cut.load_result() is None
+    assert cut.last_epoch() >= 1
+    resumed = run(config, cut.path, resume=True)
+    assert losses(resumed)[-1] == losses(whole)[-1]
+    evaluations = [record.epoch for record in resumed.run_dir.records() if record.event is Event.EVALUATE]
+    assert evaluations == [1, 2, 3]
+    assert weights(resumed) == weights(whole)

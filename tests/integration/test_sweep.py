@@ -1,0 +1,244 @@
+"""The command line end to end: real sweeps of real jobs, and what they leave in the study, in MLflow and on disk."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from tests.integration.conftest import ranks_under, run_hpo, start_hpo
+from training.run_dir import Outcome, RunDir
+
+STORAGE = "sqlite:///runs/studies.db"
+
+
+def mlflow_runs(study: str) -> list[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's own use of SQLAlchemy is deprecated
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{Path.cwd()}/runs/mlflow.db")  # absolute: MLflow remembers stores by URI
+        experiment = client.get_experiment_by_name(study)
+        assert experiment is not None
+        return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+def trials(study: str = "digits") -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name=study, storage=STORAGE).trials
+
+
+def outcomes(workplace: Path) -> list[Outcome]:
+    found = [
+        RunDir(path.parent).load_result() for path in sorted(workplace.glob("runs/digits/trial_*/fold_*/result.json"))
+    ]
+    return [outcome for outcome in found if outcome]
+
+
+def test_a_continued_sweep_has_the_same_folds_in_the_study_in_mlflow_and_on_disk(swept: Path) -> None:
+    told = trials()
+    assert [trial.state.name for trial in told] == ["COMPLETE"] * 3
+    assert all(sorted(trial.intermediate_values) == [1, 2, 3, 4] for trial in told)
+    scores = [outcome.metrics["accuracy"] for outcome in outcomes(swept)]
+    assert scores == [score for trial in told for score in trial.user_attrs["hpo:fold_scores"]]
+    assert [trial.value for trial in told] == [sum(scores[i : i + 2]) / 2 for i in (0, 2, 4)]
+    runs = mlflow_runs("digits")
+    assert Counter(run.data.tags["hpo.kind"] for run in runs) == {"study": 1, "trial": 3, "fold": 6}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert not ranks_under(swept)
+
+
+def test_a_sweep_that_has_its_trials_starts_no_other(swept: Path) -> None:
+    again = run_hpo("sweep", "--study", "digits", "--trials", "3", "--json")
+    assert "started" not in again.stderr
+    best = json.loads(again.stdout)
+    assert best["interval"]["low"] < best["interval"]["mean"] < best["interval"]["high"]
+    assert best["interval"]["mean"] == max(trial.value for trial in trials())
+    assert Path(best["config"]).is_file()
+
+
+def test_the_test_split_is_in_no_fold(swept: Path) -> None:
+    [path] = swept.glob("runs/cache/data-*/folds-*.npy")
+    kept = int((np.load(path)[0] >= 0).sum())
+    assert [outcome.train_samples + outcome.eval_samples for outcome in outcomes(swept)] == [kept] * 6 == [240] * 6
+
+
+def test_a_changed_study_is_refused_with_the_difference(swept: Path) -> None:
+    refused = run_hpo("sweep", "--study", "digits", "--set", "training.epochs=1", status=2)
+    assert "config.training.epochs: 2 -> 1" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    folds = run_hpo("sweep", "--study", "digits", "--folds", "3", status=2)
+    assert "config.cross_validation.folds: 2 -> 3" in folds.stderr
+
+
+def test_train_best_twice_is_one_model_to_the_bit(swept: Path) -> None:
+    first, second = (json.loads(run_hpo("train-best", "--study", "digits", "--json").stdout) for _ in range(2))
+    assert first["metrics"] == second["metrics"]
+    assert first["model"] != second["model"]
+    models = [Path(trained["model"], "model.safetensors").read_bytes() for trained in (first, second)]
+    assert models[0] == models[1]
+    assert [trained["model_uri"] for trained in (first, second)] == ["models:/digits/1", "models:/digits/2"]
+
+
+def test_a_recorded_fold_run_again_from_its_config_has_the_recorded_score(swept: Path) -> None:
+    best = json.loads(run_hpo("best", "--study", "digits", "--json").stdout)
+    recorded = swept / "runs" / "digits" / f"trial_{best['number']:04d}" / "fold_1" / "config.yaml"
+    replayed = json.loads(run_hpo("train", "--config", str(recorded), "--json").stdout)
+    assert replayed["metrics"]["accuracy"] == best["fold_scores"][1]
+
+
+def test_two_gloo_ranks_per_trial(workplace: Path) -> None:
+    run_hpo("sweep", "--study", "digits", "--env", "ci", "--trials", "1")
+    assert [trial.state.name for trial in trials()] == ["COMPLETE"]
+    assert [outcome.world_size for outcome in outcomes(workplace)] == [2, 2]
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.05)
+
+
+LONG = ("--set", "training.epochs=4000")
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_sweep_leaves_nothing_running_and_keeps_the_trial(
+    workplace: Path, signal_number: signal.Signals
+) -> None:
+    process = start_hpo("sweep", "--study", "digits", *LONG)
+    wait_for(workplace / "runs/digits/trial_0000/fold_0/metrics.jsonl", process)
+    process.send_signal(signal_number)
+    asked = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert time.monotonic() - asked < 20
+    assert not ranks_under(workplace)
+    assert [trial.state.name for trial in trials()] == ["FAIL", "WAITING"]
+    assert trials()[1].system_attrs["fixed_params"] == trials()[0].params
+    assert {run.info.status for run in mlflow_runs("digits")} <= {"KILLED", "FAILED"}
+
+
+def test_after_kill_9_of_the_sweep_ranks_die_and_the_trial_is_run_again(workplace: Path) -> None:
+    process = start_hpo("sweep", "--study", "digits", "--env", "ci", *LONG)
+    wait_for(workplace / "runs/digits/trial_0000/fold_0/metrics.jsonl", process)
+    assert len(ranks_under(workplace)) >= 3
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    deadline = time.monotonic() + 10
+    while ranks_under(workplace) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not ranks_under(workplace)
+    assert [trial.state.name for trial in trials()] == ["RUNNING"]
+    stopped = start_hpo("sweep", "--study", "digits", *LONG)
+    wait_for(workplace / "runs/digits/trial_0001/fold_0/metrics.jsonl", stopped)
+    stopped.send_signal(signal.SIGINT)
+    stopped.communicate(timeout=60)
+    first, second, *_ = trials()
+    assert (first.state.name, second.params) == ("FAIL", first.params)
+
+
+def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(workplace: Path) -> None:
+    study = workplace / "studies" / "digits.yaml"
+    # At the highest rates a training step overflows; at the lowest it does not.
+    text = study.read_text().replace("{float: [1e-3, 1e-1], log: true}", "{choice: [1e-2, 1e+38]}")
+    text = text.replace("trials: 2", "trials: 2}\nsampler: {name: grid").replace(
+        "task:", "optimizer: {name: sgd}\n  task:"
+    )
+    study.write_text(text)
+    done = run_hpo("sweep", "--study", "digits", "--set", "training.max_grad_norm=null")
+    states = {trial.params["optimizer.lr"]: trial.state.name for trial in trials()}
+    assert states == {1e-2: "COMPLETE", 1e38: "FAIL"}
+    [failed] = [trial for trial in trials() if trial.state.name == "FAIL"]
+    assert failed.user_attrs["hpo:failure"]["kind"] == "non_finite"
+    assert "FAIL  non_finite" in done.stderr
+
+
+def test_a_sweep_whose_first_trials_all_fail_alike_stops_and_says_why(workplace: Path) -> None:
+    failed = run_hpo("sweep", "--study", "digits", "--trials", "9", "--set", "model.architecture=resnt", status=1)
+    assert len(trials()) == 3
+    assert "no model type 'resnt'" in failed.stderr
+    assert not ranks_under(workplace)
+
+
+def test_status_and_best_work_while_a_sweep_runs(workplace: Path) -> None:
+    process = start_hpo("sweep", "--study", "digits", "--trials", "9")
+    try:
+        wait_for(workplace / "runs/digits/trial_0001/fold_0/metrics.jsonl", process)
+        [status] = json.loads(run_hpo("status", "--json").stdout)
+        assert status["trials"]["COMPLETE"] >= 1
+        assert json.loads(run_hpo("best", "--study", "digits", "--json").stdout)["number"] is not None
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("sweep", "--study", "digit"), "did you mean 'digits'?"),
+        (("best", "--study", "digits"), "run hpo sweep --study digits first"),
+        (("sweep", "--study", "digits", "--env", "kagle"), "did you mean 'kaggle'?"),
+        (("sweep", "--study", "digits", "--set", "optimizer.lrr=1"), "did you mean 'lr'?"),
+        (("sweep", "--study", "digits", "--trials", "0"), "--set budget.trials=0: budget.trials must be"),
+        (("sweep", "--study", "digits", "--timeout", "soon"), "is not a duration"),
+        (("sweep", "--study", "digits", "--storage", "nonsense"), "is not an SQLAlchemy URL"),
+        (("train",), "--config FILE"),
+        (("train", "--config", "nowhere.yaml"), "cannot be read"),
+    ],
+)
+def test_a_mistake_exits_with_2_and_no_traceback(workplace: Path, arguments: tuple[str, ...], says: str) -> None:
+    refused = run_hpo(*arguments, status=2)
+    assert says in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert refused.stdout == ""
+
+
+def test_a_sweep_on_postgresql(workplace: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPO_STORAGE", postgres_url)
+    done = run_hpo("sweep", "--study", "digits", "--trials", "1", "--json")
+    assert json.loads(done.stdout)["number"] == 0
+    assert not (workplace / "runs" / "studies.db").exists()
+    [status] = json.loads(run_hpo("status", "--json").stdout)
+    assert {state: count for state, count in status["trials"].items() if count} == {"COMPLETE": 1}
+
+
+def test_a_sweep_goes_on_without_mlflow(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+    done = run_hpo("sweep", "--study", "digits", "--trials", "1")
+    assert done.stderr.count("note: ") == 1
+    assert [trial.state.name for trial in trials()] == ["COMPLETE"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("model.hiden_size=3", "config: model.hiden_size: not a known key; did you mean 'hidden_size'?"),
+        ("data.image_column=picture", "data: data.image_column: 'picture' is not a column of digits"),
+        ("training.global_batch_size=1024", "data: 120 training samples are fewer than"),
+    ],
+)
+def test_validate_finds_what_only_data_and_model_show_and_trains_nothing(
+    workplace: Path, setting: str, says: str
+) -> None:
+    refused = run_hpo("validate", "--study", "digits", "--set", setting, status=2)
+    assert says in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (workplace / "runs" / "digits").exists()
+
+
+def test_no_trial_starts_after_the_timeout_and_the_command_says_how_to_go_on(workplace: Path) -> None:
+    done = run_hpo("sweep", "--study", "digits", "--trials", "9", "--timeout", "1s")
+    assert [trial.state.name for trial in trials()] == ["COMPLETE"]
+    assert "budget.timeout of 1 s is over" in done.stderr

@@ -1,0 +1,154 @@
+"""run_single_trial on real processes: torchrun ranks, failures with their reason, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hpo.launchers.job import JOB_ID
+from hpo.trial import JobStatus, TrialResult, run_single_trial
+from tests.integration.conftest import ranks_under
+from training.config import FailureKind, JobConfig
+from training.run_dir import Event, Record, RunDir
+
+TWO_RANKS = {"distributed.strategy": "ddp", "distributed.devices": 2}
+
+
+def run(config: JobConfig, folder: Path, notices: list[str] | None = None) -> TrialResult:
+    heard = notices if notices is not None else []
+    return run_single_trial(config, RunDir(folder), on_record=lambda record: False, on_notice=heard.append)
+
+
+def test_two_ranks_score_every_real_sample_once(job: JobConfig, tmp_path: Path) -> None:
+    # 107 samples to score on 2 ranks: one rank has 54, the other 53.
+    result = run(job.with_values(TWO_RANKS), tmp_path / "run")
+    outcome = result.run_dir.load_result()
+    assert outcome is not None
+    assert outcome.eval_samples % 2 == 1
+    correct = outcome.metrics["accuracy"] * outcome.eval_samples
+    assert correct == pytest.approx(round(correct), abs=1e-9)
+    assert {path.name for path in result.run_dir.logs.glob("*.log")} == {"agent.log", "rank_0.log", "rank_1.log"}
+
+
+def test_a_distributed_start_that_fails_falls_back_to_one_process(job: JobConfig, tmp_path: Path) -> None:
+    notices: list[str] = []
+    config = job.with_values({**TWO_RANKS, "distributed.backend": "nccl"})  # there is no nccl on a CPU
+    result = run(config, tmp_path / "run", notices)
+    assert result.status is JobStatus.COMPLETE
+    assert result.world_size == 1
+    assert len(notices) == 1
+    assert notices[0].startswith("the distributed start failed, falling back to one process: nccl with 2 ranks")
+
+
+@pytest.mark.parametrize("change", [{}, TWO_RANKS], ids=["one process", "two ranks"])
+def test_a_stop_is_heard_by_all_ranks_at_the_same_step(
+    job: JobConfig, tmp_path: Path, change: dict[str, object]
+) -> None:
+    config = job.with_values({**change, "training.epochs": 500})
+    run_dir = RunDir(tmp_path / "run")
+    result = run_single_trial(config, run_dir, on_record=lambda record: record.event is Event.EVALUATE, on_notice=print)
+    assert result.status is JobStatus.STOPPED
+    assert result.metrics["accuracy"] > 0
+    assert not run_dir.model.exists()
+    assert not ranks_under(tmp_path)
+
+
+def test_nan_is_a_typed_failure(job: JobConfig, tmp_path: Path) -> None:
+    config = job.with_values({"optimizer.name": "sgd", "optimizer.lr": 1e30, "training.max_grad_norm": None})
+    failure = run(config, tmp_path / "run").failure
+    assert failure is not None
+    assert failure.kind is FailureKind.NON_FINITE
+    assert failure.rank == 0
+    assert "optimizer.lr" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "says"),
+    [
+        ({"data.name": "missing.csv"}, FailureKind.DATA, "missing.csv"),
+        ({"model.architecture": "brt"}, FailureKind.CONFIG, "no model type 'brt'"),
+        ({"model.hiden_size": 3}, FailureKind.CONFIG, "did you mean 'hidden_size'"),
+        ({"task": "nowhere.to.be:Found"}, FailureKind.CONFIG, "no module nowhere"),
+        ({"training.global_batch_size": 4096}, FailureKind.DATA, "fewer than training.global_batch_size"),
+    ],
+)
+def test_a_mistake_is_named_in_the_result(
+    job: JobConfig, tmp_path: Path, change: dict[str, object], kind: FailureKind, says: str
+) -> None:
+    result = run(job.with_values(change), tmp_path / "run")
+    assert result.status is JobStatus.FAILED
+    assert result.failure is not None
+    assert (result.failure.kind, says in result.failure.message) == (kind, True), result.failure
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_before_launching(job: JobConfig, tmp_path: Path) -> None:
+    result = run(job.with_values({**TWO_RANKS, "training.global_batch_size": 33}), tmp_path / "run")
+    assert result.failure is not None
+    assert "nearest: 32 or 34" in result.failure.message
+    assert list(result.run_dir.logs.iterdir()) == []
+
+
+@pytest.mark.parametrize("victim", ["agent", "rank_0", "rank_1"])
+def test_kill_9_of_any_process_fails_the_job_and_leaves_none(job: JobConfig, tmp_path: Path, victim: str) -> None:
+    config = job.with_values({**TWO_RANKS, "training.epochs": 5000})
+    killed: list[int] = []
+
+    def kill(record: Record) -> bool:
+        if record.event is Event.EVALUATE and not killed:
+            pid = find(tmp_path, victim)
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+        return False
+
+    started = time.monotonic()
+    result = run_single_trial(config, RunDir(tmp_path / "run"), on_record=kill, on_notice=print)
+    assert killed
+    assert result.status is JobStatus.FAILED
+    assert result.failure is not None
+    assert result.failure.kind in {FailureKind.SIGNAL, FailureKind.INFRASTRUCTURE}
+    assert not ranks_under(tmp_path)
+    assert time.monotonic() - started < 120
+
+
+def find(folder: Path, name: str) -> int:
+    """Process id of the agent, or of a rank by its number."""
+    for process in ranks_under(folder):
+        environment = process.environ()
+        is_agent = "RANK" not in environment
+        if name == "agent" and is_agent or not is_agent and name == f"rank_{environment['RANK']}":
+            return process.pid
+    raise AssertionError(f"no {name} in {ranks_under(folder)}")
+
+
+def test_an_exception_of_the_listener_ends_the_job_first(job: JobConfig, tmp_path: Path) -> None:
+    seen: list[psutil.Process] = []
+
+    def interrupt(record: Record) -> bool:
+        seen.extend(ranks_under(tmp_path))
+        raise KeyboardInterrupt
+
+    config = job.with_values({**TWO_RANKS, "training.epochs": 5000})
+    with pytest.raises(KeyboardInterrupt):
+        run_single_trial(config, RunDir(tmp_path / "run"), on_record=interrupt, on_notice=print)
+    assert len(seen) == 3
+    assert not any(process.is_running() for process in seen)
+
+
+def test_ranks_see_no_database_secret(job: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPO_STORAGE", "postgresql://user:canary@host/db")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "canary")
+    environments: list[dict[str, str]] = []
+
+    def look(record: Record) -> bool:
+        environments.extend(process.environ() for process in ranks_under(tmp_path))
+        return True
+
+    config = job.with_values({"training.epochs": 5000})
+    run_single_trial(config, RunDir(tmp_path / "run"), on_record=look, on_notice=print)
+    assert any(JOB_ID in environment for environment in environments)
+    assert not any("canary" in value for environment in environments for value in environment.values())
