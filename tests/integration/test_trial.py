@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import psutil
@@ -105,14 +104,12 @@ def test_kill_9_of_any_process_fails_the_job_and_leaves_none(job: JobConfig, tmp
             killed.append(pid)
         return False
 
-    started = time.monotonic()
     result = run_single_trial(config, RunDir(tmp_path / "run"), on_record=kill, on_notice=print)
     assert killed
     assert result.status is JobStatus.FAILED
     assert result.failure is not None
     assert result.failure.kind in {FailureKind.SIGNAL, FailureKind.INFRASTRUCTURE}
     assert not ranks_under(tmp_path)
-    assert time.monotonic() - started < 120
 
 
 def find(folder: Path, name: str) -> int:
