@@ -10,10 +10,10 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -81,10 +81,9 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
     from hpo.storage import open_storage
     from hpo.study import open_study
 
-    budget = {"trials": trials, "timeout": timeout}
-    overrides = [f"budget.{key}={value}" for key, value in budget.items() if value is not None]
-    chosen = [*(settings or []), *([f"cross_validation.folds={folds}"] if folds is not None else [])]
-    definition = _define(study, env, chosen, overrides)
+    options = {"cross_validation.folds": folds, "budget.trials": trials, "budget.timeout": timeout}
+    given = {key: str(value) for key, value in options.items() if value is not None}
+    definition = _define(study, env, settings or [], given)
     preflight(definition)
     url = _storage_url(definition, storage)
     opened = open_study(definition, open_storage(url))
@@ -253,10 +252,12 @@ def _again(study: str, env: str | None, settings: list[str] | None, storage: str
     return shlex.join(typed)
 
 
-def _define(study: str, env: str | None, settings: list[str], overrides: Sequence[str] = ()) -> StudyDefinition:
+def _define(
+    study: str, env: str | None, settings: list[str], options: Mapping[str, str] = MappingProxyType({})
+) -> StudyDefinition:
     from hpo.definition import load_definition
 
-    return load_definition(study, environment=env, settings=settings, overrides=overrides)
+    return load_definition(study, environment=env, settings=settings, options=options)
 
 
 def _storage_url(definition: StudyDefinition, storage: str | None) -> str:

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from hpo.environment import ENVIRONMENTS, detect_environment
@@ -26,6 +27,7 @@ from training.config import (
     flatten,
     job_config,
     merge,
+    options_layer,
     read_layer,
     settings_layer,
     suggestion,
@@ -79,17 +81,22 @@ class StudyDefinition:
 
 
 def load_definition(
-    study: str, *, environment: str | None = None, settings: Sequence[str] = (), overrides: Sequence[str] = ()
+    study: str,
+    *,
+    environment: str | None = None,
+    settings: Sequence[str] = (),
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> StudyDefinition:
     """Read, merge and check the study named `study` (in ``studies/``, or a path).
 
-    `settings` are ``--set`` arguments (configuration of the job); `overrides` are settings of the study itself, such as
-    ``budget.trials=6``. Raises ConfigError with every problem found in all files, and StudyNotFoundError.
+    `settings` are ``--set`` arguments (configuration of the job); `options` are keys of the study itself
+    that have an option of their own, such as ``budget.trials``. Raises ConfigError with every problem found in all
+    files, and StudyNotFoundError.
     """
     path = find_study(study)
     problems: list[Problem] = []
     chosen = settings_layer(settings)
-    written = merge([read_layer(path), settings_layer(overrides)])
+    written = merge([read_layer(path), options_layer(options)])
     config = _collect(problems, lambda: validate(StudyConfig, written))
     environment = environment or detect_environment()
     layer = _job_layers(written, environment, path, problems)

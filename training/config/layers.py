@@ -47,13 +47,17 @@ def _merge_into(target: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 def settings_layer(settings: Iterable[str]) -> Layer:
     """The layer of ``--set key.path=value`` arguments; malformed ones are among its problems."""
-    return merge(_setting(setting) for setting in settings)
+    return merge(_setting(setting, f"--set {setting}") for setting in settings)
 
 
-def _setting(setting: str) -> Layer:
+def options_layer(options: Mapping[str, str]) -> Layer:
+    """The layer of command-line options that stand for a key: ``{"budget.trials": "6"}`` came from ``--trials 6``."""
+    return merge(_setting(f"{key}={text}", f"--{key.split('.')[-1]} {text}") for key, text in options.items())
+
+
+def _setting(setting: str, place: str) -> Layer:
     key, equals, text = setting.partition("=")
     path = tuple(part.strip() for part in key.split("."))
-    place = f"--set {setting}"
     if not equals or not all(path):
         return Layer(problems=[Problem(place=place, message="must read key.path=value")])
     try:

@@ -104,7 +104,7 @@ def test_another_base_is_read_when_the_study_names_one() -> None:
 
 
 def test_an_override_changes_the_study_itself() -> None:
-    definition = load(STUDY + "budget: {trials: 3}\n", overrides=("budget.trials=8", "budget.timeout=2h"))
+    definition = load(STUDY + "budget: {trials: 3}\n", options={"budget.trials": "8", "budget.timeout": "2h"})
     assert (definition.config.budget.trials, definition.config.budget.timeout) == (8, 7200)
 
 
@@ -168,10 +168,10 @@ def test_the_problems_of_all_files_are_told_at_once_each_in_its_place() -> None:
     write("config/train.yaml", "optimizer:\n  lr: fast\n")
     write("config/env/local.yaml", "outputs: {}\n")
     study = "study: a b\nconfig:\n  seed: -1\nsampler: {name: tp}\nsearch_space: {}\n"
-    found = problems(study, settings=("x",), overrides=("budget.trials=0",))
+    found = problems(study, settings=("x",), options={"budget.trials": "0"})
     assert sorted(text for text in found) == [
-        "--set budget.trials=0: budget.trials must be greater than or equal to 1, not 0",
         "--set x: must read key.path=value",
+        "--trials 0: budget.trials must be greater than or equal to 1, not 0",
         "config/env/local.yaml:1: outputs is not a known key; did you mean 'output'?",
         "config/train.yaml:2: optimizer.lr must be a valid number, not 'fast'",
         "studies/demo.yaml:1: objective is required",
