@@ -61,10 +61,13 @@ def _batch_problems(definition: StudyDefinition, world_size: int) -> Iterator[Pr
 
 def _candidates(definition: StudyDefinition, key: str) -> list[Any]:
     parameter = definition.config.search_space.get(key)
-    if parameter is None or key in definition.pinned or parameter.choice is None:
+    if parameter is None or key in definition.pinned:
         section, _, name = key.partition(".")
         return [getattr(getattr(definition.job, section), name)]
-    return list(parameter.choice)
+    if parameter.int_range is None:
+        return list(parameter.choice or ())
+    low, high = parameter.int_range
+    return [low, min(low + int(parameter.step or 1), high)]  # when ranks can share these two, they can share them all
 
 
 def _place_of(definition: StudyDefinition, key: str) -> str:

@@ -81,6 +81,14 @@ def test_every_combination_of_batch_and_accumulation_is_tried() -> None:
     ]
 
 
+def test_a_range_of_batches_is_fine_when_every_step_of_it_can_be_shared() -> None:
+    assert preflight(load("  training.global_batch_size: {int: [16, 64], step: 16}\n")).world_size == 2
+    assert problems("  training.global_batch_size: {int: [16, 64]}\n") == [
+        "search_space.training.global_batch_size: training.global_batch_size 17 cannot be shared by"
+        " 2 ranks x 1 micro-batches; nearest: 16 or 18",
+    ]
+
+
 def test_one_rank_can_have_any_batch() -> None:
     space = "  training.global_batch_size: {choice: [16, 17]}\n"
     assert preflight(load(space, "distributed.devices=1")).world_size == 1
