@@ -45,8 +45,8 @@ class PreparedData:
     """Group number of each sample, or None."""
     info: dict[str, Any] = field(default_factory=dict)
     """Plain values, such as the names of the classes."""
-    folder: Path = Path()
-    """Where the arrays are; a task may keep more beside them, such as a tokenizer."""
+    folder: Path | None = None
+    """Where the arrays are kept (None: nowhere); a task may keep more beside them, such as a tokenizer."""
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -68,7 +68,10 @@ def prepare_once(config: JobConfig, recipe: dict[str, Any], build: Callable[[Pat
 
 
 def _build(folder: Path, recipe: dict[str, Any], build: Callable[[Path], PreparedData]) -> None:
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+    prefix = f".building-{folder.name}-"
+    for killed in folder.parent.glob(f"{prefix}*"):  # the caller holds the lock, so nobody is building it
+        shutil.rmtree(killed, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
     try:
         data = build(temporary)
         for name, array in data.arrays.items():
@@ -94,25 +97,48 @@ def _load(folder: Path) -> PreparedData:
     return PreparedData(arrays=arrays, groups=groups, info=meta["info"], folder=folder)
 
 
-def split_indices(data: PreparedData, config: CrossValidationConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Sample indices to train on and to score, for ``config.fold`` (None: all but the test split, and that split)."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """Indices of the samples that a job trains on and of those it is scored on."""
+
+    train: np.ndarray
+    scored: np.ndarray
+    id: str
+    """The same for the same samples in the same folds: their number, their order and their classes."""
+
+
+def split(data: PreparedData, config: CrossValidationConfig) -> Split:
+    """The split of ``config.fold`` (None: all but the test split, and that split).
+
+    Raises DataError when ``config.split_id`` was recorded with other data: their test split could hold samples that
+    these trained on.
+    """
     folds = _folds(data, config)
+    identity = hashlib.sha256(folds.tobytes() + np.asarray(data.arrays.get("labels", [])).tobytes()).hexdigest()[:16]
+    if config.split_id not in (None, identity):
+        raise DataError(
+            "the data have changed: their samples or classes are not those that this study was made from, so its folds"
+            " and its test split are others too; bring the old data back, or start a study of another name"
+        )
     if config.fold is None:
-        return np.flatnonzero(folds[0] != TEST), np.flatnonzero(folds[0] == TEST)
+        return Split(train=np.flatnonzero(folds[0] != TEST), scored=np.flatnonzero(folds[0] == TEST), id=identity)
     repeat, fold = divmod(config.fold, config.folds)
-    return np.flatnonzero((folds[repeat] != TEST) & (folds[repeat] != fold)), np.flatnonzero(folds[repeat] == fold)
+    others = (folds[repeat] != TEST) & (folds[repeat] != fold)
+    return Split(train=np.flatnonzero(others), scored=np.flatnonzero(folds[repeat] == fold), id=identity)
 
 
 def _folds(data: PreparedData, config: CrossValidationConfig) -> np.ndarray:
-    """(repeats, samples): the fold of each sample, TEST for the held-out ones. Computed once, kept beside the data."""
-    path = data.folder / f"folds-{_digest(config.model_dump(exclude={'fold'}))}.npy"
-    if not path.exists():
-        from training.folds import assign_folds
+    """(repeats, samples): the fold of each sample, TEST for the held-out ones. Kept beside the data, if those are."""
+    path = data.folder and data.folder / f"folds-{_digest(config.model_dump(exclude={'fold', 'split_id'}))}.npy"
+    if path and path.exists():
+        stored: np.ndarray = np.load(path)
+        return stored
+    from training.folds import assign_folds
 
-        folds = assign_folds(data.arrays.get("labels"), data.groups, config, num_samples=len(data))
+    folds = assign_folds(data.arrays.get("labels"), data.groups, config, num_samples=len(data))
+    if path:
         write_atomically(path, _npy_bytes(folds))  # whoever else computes it writes the same
-    stored: np.ndarray = np.load(path)
-    return stored
+    return folds
 
 
 def _npy_bytes(array: np.ndarray) -> bytes:
@@ -136,6 +162,7 @@ class Loaders:
     """Optimizer steps; the same on every rank."""
     train_samples: int
     eval_samples: int
+    split_id: str
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle for this epoch: the same order of samples for any number of ranks."""
@@ -144,7 +171,8 @@ class Loaders:
 
 def build_loaders(data: PreparedData, config: JobConfig, context: RunContext, collate: Collate) -> Loaders:
     """The loaders of this rank for the job's fold. Raises DataError when a fold is smaller than one global batch."""
-    train, scored = split_indices(data, config.cross_validation)
+    chosen = split(data, config.cross_validation)
+    train, scored = chosen.train, chosen.scored
     micro_batch = config.micro_batch_size(context.world_size)
     if len(train) < config.training.global_batch_size:
         raise DataError(
@@ -168,6 +196,7 @@ def build_loaders(data: PreparedData, config: JobConfig, context: RunContext, co
         steps_per_epoch=len(train) // config.training.global_batch_size,
         train_samples=len(train),
         eval_samples=len(scored),
+        split_id=chosen.id,
     )
 
 

@@ -62,7 +62,8 @@ class DistributedContext(RunContext):
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model in DistributedDataParallel: rank 0's weights everywhere, gradients averaged in backward."""
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids)
+        # Some classifiers of transformers (BigBird, XLNet, ...) never use some of their parameters.
+        return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True)
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
         """Skip the gradient all-reduce inside this block."""

@@ -21,13 +21,17 @@ def assign_folds(
     grouped) as the folds, and the same for every repeat. Raises DataError when the rules cannot be met.
     """
     labels = np.zeros(num_samples, dtype=np.int64) if labels is None else np.asarray(labels)
-    _check(labels, groups, config)
     groups = groups if config.grouped else None
+    if config.grouped and groups is None:
+        raise DataError("cross_validation.grouped is true, but the samples have no groups")
     folds = np.full((config.repeats, num_samples), TEST, dtype=np.int16)
-    test_parts = _parts(labels, groups, config, num_parts=max(2, round(1 / config.test_fraction)), seed=config.seed)
-    kept = np.flatnonzero(test_parts != 0)
+    num_tests = max(2, round(1 / config.test_fraction))
+    _check(labels, groups, config, num_parts=num_tests, purpose=f"a test split of {config.test_fraction:g}")
+    kept = np.flatnonzero(_parts(labels, groups, config, num_parts=num_tests, seed=config.seed) != 0)
+    kept_groups = None if groups is None else groups[kept]
+    purpose = f"{config.folds} folds of what the test split leaves"
+    _check(labels[kept], kept_groups, config, num_parts=config.folds, purpose=purpose)
     for repeat in range(config.repeats):
-        kept_groups = None if groups is None else groups[kept]
         seed = config.seed + 1 + repeat
         folds[repeat, kept] = _parts(labels[kept], kept_groups, config, num_parts=config.folds, seed=seed)
     return folds
@@ -49,17 +53,18 @@ def _parts(
     return parts
 
 
-def _check(labels: np.ndarray, groups: np.ndarray | None, config: CrossValidationConfig) -> None:
-    most = max(config.folds + 1, round(1 / config.test_fraction))
-    if config.grouped:
-        num_groups = 0 if groups is None else len(np.unique(groups))
-        if num_groups < most:
-            raise DataError(f"{num_groups} groups are too few for {config.folds} folds and a test split of groups")
-    if config.stratified:
-        counts = np.bincount(labels)
-        fewest = int(counts[counts > 0].min())
-        if fewest < most:
-            raise DataError(
-                f"the rarest class has {fewest} samples, too few for {config.folds} stratified folds and a test split"
-                f" (at least {most}); use fewer folds, more samples, or cross_validation.stratified: false"
-            )
+def _check(
+    labels: np.ndarray, groups: np.ndarray | None, config: CrossValidationConfig, *, num_parts: int, purpose: str
+) -> None:
+    """Whether there is enough to put something of everything into each part."""
+    if len(labels) < num_parts:
+        raise DataError(f"{len(labels)} samples are too few for {purpose} (at least {num_parts})")
+    if groups is not None and len(np.unique(groups)) < num_parts:
+        raise DataError(f"{len(np.unique(groups))} groups are too few for {purpose} (at least {num_parts})")
+    counts = np.bincount(labels) if config.stratified else np.array([num_parts])
+    fewest = int(counts[counts > 0].min())
+    if fewest < num_parts:
+        raise DataError(
+            f"the rarest class has {fewest} samples, too few for {purpose}, each with samples of every"
+            f" class (at least {num_parts}); use fewer folds, more samples, or cross_validation.stratified: false"
+        )

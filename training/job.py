@@ -50,6 +50,7 @@ def _outcome(result: TrainingResult, loaders: Loaders, context: RunContext) -> O
         steps=result.steps,
         train_samples=loaders.train_samples,
         eval_samples=loaders.eval_samples,
+        split_id=loaders.split_id,
         world_size=context.world_size,
         device=str(context.device),
         versions={"python": platform.python_version(), **{name: version(name) for name in REPORTED_PACKAGES}},

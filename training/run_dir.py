@@ -65,6 +65,8 @@ class Outcome:
     steps: int
     train_samples: int
     eval_samples: int
+    split_id: str
+    """Identity of the samples, classes and folds; another job with it is scored on the same ones."""
     world_size: int
     device: str
     versions: dict[str, str] = field(default_factory=dict)
@@ -107,6 +109,8 @@ class RunDir:
         self.logs.mkdir(exist_ok=True)
         if resume:
             self.forget_after(self.last_epoch())
+            for half_written in self.checkpoints.glob(".*.tmp"):
+                half_written.unlink()
         else:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             self.metrics.unlink(missing_ok=True)
@@ -164,6 +168,7 @@ class RunDir:
         with _temporary(self.error) as (temporary, file):
             file.write(json.dumps(asdict(failure), indent=2).encode())
             file.flush()
+            os.fsync(file.fileno())
             try:
                 os.link(temporary, self.error)
             except FileExistsError:

@@ -1,7 +1,8 @@
 """The training loop, and only the loop. It knows no command line, environment, process group, study or print.
 
 An optimizer step sees ``global_batch_size`` samples, whatever the number of ranks and micro-batches that share them,
-and an epoch draws its randomness from (seed, epoch, rank): the same configuration means the same training anywhere.
+and an epoch draws its randomness from (seed, epoch, rank): the same configuration means the same training anywhere, up
+to rounding and to what dropout draws, which differs from rank to rank.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class _Trainer:
         total_steps = config.training.epochs * loaders.steps_per_epoch
         self.scheduler = build_scheduler(self.optimizer, config.scheduler, total_steps=total_steps)
         self.parts: dict[str, Any] = {"model": model, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        self.epoch, self.step, self.stopped = 0, 0, False
+        self.epoch, self.step, self.lr, self.stopped = 0, 0, 0.0, False
         self.metrics: dict[str, float] = {}
 
     def resume(self) -> None:
@@ -131,6 +132,7 @@ class _Trainer:
                 self.backward(batch, len(micro_batches), running)
         if self.config.training.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_grad_norm)
+        self.lr = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -147,7 +149,7 @@ class _Trainer:
         """Report the mean loss since the last time, over all ranks."""
         total, count = self.context.sum({"loss": running})["loss"].tolist()
         running.zero_()
-        self.report(Event.TRAIN, loss=total / count, lr=float(self.scheduler.get_last_lr()[0]))
+        self.report(Event.TRAIN, loss=total / count, lr=self.lr)
 
     def stop_heard(self) -> bool:
         """Rank 0 looks, every rank hears."""

@@ -163,6 +163,8 @@ class CrossValidationConfig(Section):
     """Seed of the subset, the test split and the folds."""
     fold: Annotated[int, Field(ge=0)] | None = None
     """The fold this job scores. Null trains on everything but the test split and is scored on that."""
+    split_id: str | None = None
+    """Recorded with a job: the samples, classes and folds that it must find again. Null takes them as they are."""
 
     @property
     def num_splits(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -13,6 +12,7 @@ from training.data import Batch, PreparedData, prepare_once
 from training.errors import DataError
 from training.sources import Table, fingerprint, load_table
 from training.tasks.classifier import Classifier
+from training.tasks.image_input import fit_to, input_format, write_input_format
 from training.tasks.image_networks import build_small_network, is_small, save_small_network
 from training.tasks.labels import encode_classes, encode_groups, sample
 
@@ -28,14 +28,18 @@ class ImageClassification:
             "data": config.data.model_dump(exclude={"num_workers", "max_length"}),
             "grouped": config.cross_validation.grouped,
             "seed": config.cross_validation.seed,
+            "input": input_format(config.model.pretrained) if config.model.pretrained else None,
         }
         return prepare_once(config, recipe, lambda folder: self._build(config))
 
     def _build(self, config: JobConfig) -> PreparedData:
         table = sample(load_table(config.data), config)
         classes, labels = encode_classes(table, config.data)
+        pixels = _pixels(table, config)
+        if config.model.pretrained is not None:
+            pixels = fit_to(input_format(config.model.pretrained), pixels)
         return PreparedData(
-            arrays={"pixel_values": _pixels(table, config), "labels": labels},
+            arrays={"pixel_values": pixels, "labels": labels},
             groups=encode_groups(table, config),
             info={"classes": classes},
         )
@@ -51,23 +55,24 @@ class ImageClassification:
         if config.model.pretrained is None and is_small(config.model.architecture):
             small = build_small_network(config.model, shape=(channels, height, width), num_classes=len(classes))
             return Classifier(small, num_classes=len(classes), save=save_small_network)
-        required: dict[str, Any] = {"num_labels": len(classes), "id2label": dict(enumerate(classes))}
-        if config.model.pretrained is None:
-            required |= {"image_size": height, "num_channels": channels}
-        network = _build_transformers(config, required)
-        return Classifier(network, num_classes=len(classes), save=_save_transformers)
+        return _build_transformers(config, classes, image_size=(height, width), num_channels=channels)
 
 
-def _build_transformers(config: JobConfig, required: dict[str, Any]) -> nn.Module:
+def _build_transformers(config: JobConfig, classes: list[str], **shape: object) -> Classifier:
     from transformers import AutoModelForImageClassification  # seconds, which a small network need not pay
 
-    from training.tasks.pretrained import build_network
+    from training.tasks.pretrained import build_network, class_names
 
-    return build_network(AutoModelForImageClassification, config.model, **required)
+    pretrained = config.model.pretrained
+    required = class_names(classes) | ({} if pretrained else shape)
+    network = build_network(AutoModelForImageClassification, config.model, **required)
 
+    def save(trained: nn.Module, folder: Path) -> None:
+        trained.save_pretrained(folder)  # type: ignore[operator]
+        if pretrained is not None:
+            write_input_format(input_format(pretrained), folder)
 
-def _save_transformers(network: nn.Module, folder: Path) -> None:
-    network.save_pretrained(folder)  # type: ignore[operator]
+    return Classifier(network, num_classes=len(classes), save=save)
 
 
 def _pixels(table: Table, config: JobConfig) -> np.ndarray:

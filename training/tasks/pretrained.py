@@ -7,30 +7,36 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from training.config import ConfigError, Problem, suggestion
 from training.config.schema import ModelConfig
 
+WEIGHTS = {".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".onnx"}
 
-def locate(reference: str) -> str:
-    """The folder or hub name that `reference` means; ``package:NAME/inner/path`` is inside an installed package."""
+
+def locate(reference: str, *, key: str = "pretrained") -> str:
+    """The folder or hub name that `reference` means; ``package:NAME/inner/path`` is inside an installed package.
+
+    Raises ConfigError, which blames ``model.KEY``.
+    """
     if not reference.startswith("package:"):
         return str(Path(reference).expanduser()) if Path(reference).expanduser().is_dir() else reference
     name, _, inner = reference.removeprefix("package:").partition("/")
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise _problem("pretrained", f"'{reference}': no package {name} is installed")
+        raise _problem(key, f"'{reference}': no package {name} is installed")
     folder = Path(spec.submodule_search_locations[0]) / inner
     if not folder.is_dir():
-        raise _problem("pretrained", f"'{reference}': {folder} is not a folder")
+        raise _problem(key, f"'{reference}': {folder} is not a folder")
     return str(folder)
 
 
 def identify(reference: str) -> str:
-    """`reference`, and the state of its tokenizer's files where they are on this machine."""
+    """`reference`, and the state of its files where they are on this machine, but for the weights."""
     folder = Path(locate(reference))
-    files = sorted(path for path in folder.glob("*") if "token" in path.name or "vocab" in path.name)
+    files = sorted(path for path in folder.glob("*") if path.suffix not in WEIGHTS)
     stamps = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     return "\n".join([reference, version("tokenizers"), *stamps])
 
@@ -39,14 +45,15 @@ def build_network(auto_class: Any, config: ModelConfig, **required: Any) -> PreT
     """A network of `auto_class` (an AutoModelFor...): pretrained weights, or an architecture from scratch.
 
     Keys of the YAML block that the schema does not know go to the transformers configuration; `required` (number of
-    classes, ...) too, and wins. Raises ConfigError on a key or architecture that transformers does not know.
+    classes, ...) too, and wins. Weights are float32, also where they were saved in half precision.
+    Raises ConfigError on a key or architecture that transformers does not know.
     """
     extra = config.model_extra or {}
     if config.pretrained is not None:
         source = locate(config.pretrained)
         _check_keys(extra, AutoConfig.from_pretrained(source))
         network: PreTrainedModel = auto_class.from_pretrained(
-            source, use_safetensors=True, ignore_mismatched_sizes=True, **{**extra, **required}
+            source, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, **{**extra, **required}
         )
         return network
     try:
@@ -60,6 +67,12 @@ def build_network(auto_class: Any, config: ModelConfig, **required: Any) -> PreT
     except ValueError as error:
         raise _problem("architecture", f"{config.architecture} does not fit: {error}") from error
     return network
+
+
+def class_names(classes: list[str]) -> dict[str, Any]:
+    """The keys of a classifier's configuration that say what its outputs mean."""
+    numbered = dict(enumerate(classes))
+    return {"num_labels": len(classes), "id2label": numbered, "label2id": {name: i for i, name in numbered.items()}}
 
 
 def _check_keys(extra: dict[str, Any], settings: PreTrainedConfig) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from training.data import Batch, PreparedData, prepare_once
 from training.sources import fingerprint, load_table
 from training.tasks.classifier import Classifier
 from training.tasks.labels import encode_classes, encode_groups, sample
-from training.tasks.pretrained import build_network, identify, locate
+from training.tasks.pretrained import build_network, class_names, identify, locate
 from training.tasks.wordpiece import train_wordpiece
 
 
@@ -26,7 +26,7 @@ class TextClassification:
         """Tokenise once per dataset and tokenizer."""
         model = config.model
         reference = model.tokenizer or model.pretrained
-        tokenizer = identify(reference) if reference else f"wordpiece-{model.vocab_size}"
+        tokenizer = identify(reference) if reference else f"wordpiece-{model.vocab_size} {version('tokenizers')}"
         recipe = {
             "task": "text_classification",
             "source": fingerprint(config.data),
@@ -63,17 +63,17 @@ class TextClassification:
     def build_model(self, config: JobConfig, data: PreparedData) -> Classifier:
         """The architecture (or pretrained weights) with a head for the classes of the data."""
         classes: list[str] = data.info["classes"]
-        required: dict[str, Any] = {"num_labels": len(classes)}
-        required["id2label"] = dict(enumerate(classes))
-        required["label2id"] = {name: number for number, name in enumerate(classes)}
-        required["pad_token_id"] = data.info["pad_token_id"]
+        required = {**class_names(classes), "pad_token_id": data.info["pad_token_id"]}
         if config.model.pretrained is None:
             required["vocab_size"] = data.info["vocab_size"]
         network = build_network(AutoModelForSequenceClassification, config.model, **required)
 
+        assert data.folder is not None
+        tokenizer = data.folder / "tokenizer"
+
         def save(trained: nn.Module, folder: Path) -> None:
             trained.save_pretrained(folder)  # type: ignore[operator]
-            AutoTokenizer.from_pretrained(data.folder / "tokenizer").save_pretrained(folder)
+            AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
 
         return Classifier(network, num_classes=len(classes), save=save)
 
@@ -82,7 +82,8 @@ def _tokenizer(config: JobConfig, texts: list[str]) -> PreTrainedTokenizerBase:
     reference = config.model.tokenizer or config.model.pretrained
     if reference is None:
         return train_wordpiece(texts, vocab_size=config.model.vocab_size)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate(reference))
+    key = "tokenizer" if config.model.tokenizer else "pretrained"
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate(reference, key=key))
     if tokenizer.pad_token is None:  # decoders are trained without padding
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -18,6 +18,7 @@ from training.run_dir import Event, Outcome, Record, RunDir, Tail, replacing, wr
 
 HOSTILE = ["with space", 'it\'s "quoted"', "new\nline", "$HOME;rm -rf *", "ünï-😀", "-n", "%s{}"]
 OUTCOME = Outcome(
+    split_id="0123456789abcdef",
     metrics={"accuracy": 0.5, "loss": float("inf")},
     stopped=False,
     epochs=2,
