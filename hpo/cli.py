@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -22,14 +23,17 @@ from hpo.errors import HpoError, NoBestTrialError
 from training.config import TrainingError
 
 if TYPE_CHECKING:
+    from optuna import Study
     from optuna.storages import RDBStorage
 
     from hpo.definition import StudyDefinition
     from hpo.events import Event, Listener
     from hpo.tracking import MlflowTracker, NoTracker
     from hpo.train_best import Trained
+    from training.run_dir import RunDir
 
-GO_ON = "hpo train --resume RUN_DIR goes on after its last finished epoch"
+OUTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE}
+"""Errors of the file system that no code here is to blame for."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -63,9 +67,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 @app.command()
 def sweep(  # noqa: PLR0913 - its parameters are the command's options
     study: StudyOption,
-    folds: Annotated[int | None, typer.Option(metavar="K", help="Cross-validation folds.")] = None,
-    trials: Annotated[int | None, typer.Option(metavar="N", help="Finished trials to reach in total.")] = None,
-    timeout: Annotated[str | None, typer.Option(metavar="TIME", help="No new trial after 90s, 30m, 2h.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(metavar="K", help="Cross-validation folds; a study keeps those it was made with.")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(metavar="N", help="Finished trials to reach, those of earlier runs counted.")
+    ] = None,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Start no trial after this long: 90s, 30m, 2h (seconds: 90).")
+    ] = None,
     settings: SetOption = None,
     env: EnvOption = None,
     storage: StorageOption = None,
@@ -79,17 +89,22 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
     from hpo.preflight import preflight
     from hpo.report import describe_best
     from hpo.storage import open_storage
-    from hpo.study import open_study
+    from hpo.study import open_study, study_names
 
     options = {"cross_validation.folds": folds, "budget.trials": trials, "budget.timeout": timeout}
     given = {key: str(value) for key, value in options.items() if value is not None}
     definition = _define(study, env, settings or [], given)
     preflight(definition)
     url = _storage_url(definition, storage)
-    opened = open_study(definition, open_storage(url))
-    with _terminable("the same command continues"), open_console() as console:
+    database = open_storage(url)
+    go_on = "the same command continues"
+    if definition.config.study not in study_names(database):
+        with _terminable(lambda: go_on):
+            _require_buildable(definition, study)
+    opened = open_study(definition, database)
+    with _terminable(lambda: go_on), open_console() as console:
         tracker = _tracker(definition, console)
-        run = Sweep(definition, opened, _both(console, tracker))
+        run = Sweep(definition, opened, _all(console, tracker))
         run.run()
     if run.hopeless is not None:
         _exit(1, f"the first trials all failed in the same way, so the sweep ended:\n{show.failure_text(run.hopeless)}")
@@ -116,25 +131,24 @@ def train(
     from hpo.definition import load_job
     from hpo.tracking import connect
     from hpo.train_best import train_one
-    from training.run_dir import RunDir
 
     path = config if resume is None else resume / "config.yaml"
     if path is None or (config is not None and resume is not None):
         raise HpoError("give either --config FILE or --resume RUN_DIR")
-    if resume is not None and RunDir(resume).last_epoch() == 0:
-        raise HpoError(f"--resume {resume}: there is no checkpoint to go on from; train it again with --config")
+    _require_checkpoint(resume)
     job = load_job(path, environment=env, settings=settings or ())
-    name = config.stem if config else "resumed"
-    with _terminable(GO_ON), open_console() as console:
+    name, last = config.stem if config else "resumed", _LastJob()
+    with _terminable(lambda: last.go_on("hpo train")), open_console() as console:
         tracker = connect(None, Path(job.output.root), _notice(console))
-        trained = train_one(job, name, _both(console, tracker), resume=resume)
+        trained = train_one(job, name, _all(console, tracker, last), resume=resume)
     _require_complete(trained)
     show.trained(trained, model_uri=None, as_json=as_json)
 
 
 @app.command("train-best")
-def train_best_command(
+def train_best_command(  # noqa: PLR0913 - its parameters are the command's options
     study: StudyOption,
+    resume: Annotated[Path | None, typer.Option(help="The run directory of an interrupted train-best.")] = None,
     env: EnvOption = None,
     settings: SetOption = None,
     storage: StorageOption = None,
@@ -143,17 +157,16 @@ def train_best_command(
     """Train the best configuration on all the data and score it on the test split that the search never saw."""
     from hpo import show
     from hpo.console import open_console
-    from hpo.storage import open_storage
-    from hpo.study import load_study
     from hpo.train_best import train_best
 
     if any(not setting.strip().startswith("output.") for setting in settings or ()):
         raise HpoError("train-best replays the recorded configuration: --set takes only output.* keys here")
-    definition = _define(study, env, settings or [])
-    loaded = load_study(definition.config.study, open_storage(_storage_url(definition, storage)))
-    with _terminable(GO_ON), open_console() as console:
+    _require_checkpoint(resume)
+    definition, _, loaded = _opened(study, env, settings, storage)
+    last, again = _LastJob(), _again(study, env, settings, storage)
+    with _terminable(lambda: last.go_on(f"hpo train-best {again}")), open_console() as console:
         tracker = _tracker(definition, console)
-        best, trained = train_best(loaded, _both(console, tracker))
+        best, trained = train_best(loaded, _all(console, tracker, last), resume=resume)
         _require_complete(trained)
         name, params = definition.config.study, {key: str(value) for key, value in best.params.items()}
         metrics, folder = trained.result.metrics, trained.result.run_dir.model
@@ -174,9 +187,9 @@ def status(
     from hpo.report import describe_status
     from hpo.study import load_study, study_names
 
-    opened, name, _ = _open(study, env, settings, storage)
-    names = [name] if name else study_names(opened)
-    show.status([describe_status(load_study(each, opened)) for each in names], as_json=as_json)
+    database, name, _ = _open(study, env, settings, storage)
+    names = [name] if name else study_names(database)
+    show.status([describe_status(load_study(each, database)) for each in names], as_json=as_json)
 
 
 @app.command()
@@ -191,12 +204,8 @@ def best(
     from hpo import show
     from hpo.masking import masked
     from hpo.report import describe_best
-    from hpo.storage import open_storage
-    from hpo.study import load_study
 
-    definition = _define(study, env, settings or [])
-    url = _storage_url(definition, storage)
-    loaded = load_study(definition.config.study, open_storage(url))
+    _, url, loaded = _opened(study, env, settings, storage)
     again = _again(study, env, settings, storage)
     show.best(describe_best(loaded), as_json=as_json, again=again, storage=masked(url))
 
@@ -207,13 +216,13 @@ def validate(
 ) -> None:
     """Check a study: files, search space, devices, then data and model up to the first step. Trains nothing."""
     from hpo import show
-    from hpo.preflight import check_job, preflight
+    from hpo.preflight import check_jobs, preflight
 
     definition = _define(study, env, settings or [])
     placement = preflight(definition)
-    failure = check_job(definition)
-    if failure is not None:
-        _exit(2, f"error: {study}: {show.failure_text(failure)}")
+    check = check_jobs(definition)
+    if check.failures:
+        _exit(2, f"error: {study}: {show.check_text(check)}")
     show.valid(definition, placement, as_json=as_json, again=_again(study, env, settings, None))
 
 
@@ -235,20 +244,57 @@ def dashboard(
 def main() -> NoReturn:
     """The ``hpo`` command: run it and exit, with mistakes of the user said in one line and no traceback."""
     try:
-        app()
+        app(standalone_mode=True)
+    except SystemExit as done:
+        _flush(done.code)
     except NoBestTrialError as error:
         _exit(1, f"error: {error}")
     except (HpoError, TrainingError) as error:
         _exit(2, f"error: {error}")
+    except Exception as error:
+        if (reason := _outage(error)) is None:
+            raise
+        _exit(1, f"error: {reason}")
     sys.exit(0)
+
+
+def _flush(code: str | int | None) -> NoReturn:
+    """Exit with `code`, or with 1 when what was printed did not arrive."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries once more at its end
+        _exit(1, f"error: stdout: {error.strerror}")
+    sys.exit(code)
+
+
+def _outage(error: BaseException) -> str | None:
+    """What went wrong around us, such as a full disk or a database that went away; None for a bug of ours."""
+    from hpo.masking import masked
+
+    named = {type(each).__name__ for each in (error, error.__cause__)}
+    if named & {"StorageInternalError", "OperationalError", "DatabaseError"}:
+        reason = f"the study database does not work: {error.__cause__ or error}"
+    elif isinstance(error, OSError) and error.errno in OUTAGES:
+        reason = str(error)
+    else:
+        return None
+    return masked(reason).splitlines()[0]
 
 
 def _again(study: str, env: str | None, settings: list[str] | None, storage: str | None) -> str:
     """The options that lead to the same study once more, as typed; what came from the environment stays there."""
+    from hpo.masking import masked
+
     typed = ["--study", study, *(["--env", env] if env else [])]
     # Keys that say where things are; the others are in the study by now.
     typed += [part for setting in settings or () if setting.startswith("output.") for part in ("--set", setting)]
-    typed += ["--storage", storage] if storage and storage != os.environ.get("HPO_STORAGE") else []
+    if storage and storage != os.environ.get("HPO_STORAGE"):
+        if masked(storage) != storage:
+            return f'{shlex.join(typed)} --storage "$HPO_STORAGE"'  # set it to the URL: this one has a password
+        typed += ["--storage", storage]
     return shlex.join(typed)
 
 
@@ -275,9 +321,22 @@ def _open(
 
     if study is not None:
         definition = _define(study, env, settings or [])
-        return open_storage(_storage_url(definition, storage)), definition.config.study, definition.root
+        url = _storage_url(definition, storage)
+        return open_storage(url, create=False), definition.config.study, definition.root
     root = Path(base_job(environment=env, settings=settings or ()).output.root)
-    return open_storage(storage or default_url(root)), None, root
+    return open_storage(storage or default_url(root), create=False), None, root
+
+
+def _opened(
+    study: str, env: str | None, settings: list[str] | None, storage: str | None
+) -> tuple[StudyDefinition, str, Study]:
+    """A study that exists: its definition, the URL of its storage, and itself."""
+    from hpo.storage import open_storage
+    from hpo.study import load_study
+
+    definition = _define(study, env, settings or [])
+    url = _storage_url(definition, storage)
+    return definition, url, load_study(definition.config.study, open_storage(url, create=False))
 
 
 def _tracker(definition: StudyDefinition, console: Listener) -> MlflowTracker | NoTracker:
@@ -292,12 +351,54 @@ def _notice(console: Listener) -> Callable[[str], None]:
     return lambda text: console(Notice(message=text))
 
 
-def _both(*listeners: Listener) -> Listener:
+def _all(*listeners: Listener) -> Listener:
     def listen(event: Event) -> None:
         for listener in listeners:
             listener(event)
 
     return listen
+
+
+class _LastJob:
+    """Remembers where the training is that runs, to say after Ctrl-C how to go on."""
+
+    def __init__(self) -> None:
+        self._run_dir: RunDir | None = None
+
+    def __call__(self, event: Event) -> None:
+        from hpo.events import JobStarted
+
+        if isinstance(event, JobStarted):
+            self._run_dir = event.run_dir
+
+    def go_on(self, command: str) -> str:
+        """The command that goes on after the last finished epoch, if there is one."""
+        if self._run_dir is None or self._run_dir.last_epoch() == 0:
+            return "no epoch was finished; the same command starts again"
+        path = shlex.quote(str(self._run_dir.path))
+        return f"{command} --resume {path} goes on after epoch {self._run_dir.last_epoch()}"
+
+
+def _require_checkpoint(resume: Path | None) -> None:
+    from training.run_dir import RunDir
+
+    if resume is not None and not resume.is_dir():
+        raise HpoError(f"--resume {resume}: there is no such folder")
+    if resume is not None and RunDir(resume).last_epoch() == 0:
+        raise HpoError(f"--resume {resume}: there is no checkpoint to go on from; train it again without --resume")
+
+
+def _require_buildable(definition: StudyDefinition, study: str) -> None:
+    """Before a study is made: its data are prepared, and models of its search space can be built on them."""
+    from hpo.preflight import check_jobs
+    from hpo.show import check_text
+
+    print("note: a new study: preparing its data and building its first models", file=sys.stderr)
+    check = check_jobs(definition)
+    if check.num_built == 0:
+        _exit(2, f"error: {study}: {check_text(check)}")
+    if check.failures:
+        print(f"note: {check_text(check)}", file=sys.stderr)
 
 
 def _require_complete(trained: Trained) -> None:
@@ -309,14 +410,11 @@ def _require_complete(trained: Trained) -> None:
 
 
 @contextmanager
-def _terminable(go_on: str) -> Iterator[None]:
+def _terminable(go_on: Callable[[], str]) -> Iterator[None]:
     """SIGTERM and SIGHUP end the command as Ctrl-C does, so that trials are told and ranks are gone.
 
     `go_on` tells the user how to continue what was cut short.
     """
-    from optuna.exceptions import StorageInternalError
-
-    from hpo.masking import masked
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -327,10 +425,11 @@ def _terminable(go_on: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _exit(130, f"interrupted; {go_on}")
-    except (StorageInternalError, OSError) as error:  # a full disk, a database that went away
-        reason = masked(str(error.__cause__ or error)).splitlines()[0]
-        _exit(1, f"error: {reason}\nwhat was finished is kept; {go_on}")
+        _exit(130, f"interrupted; {go_on()}")
+    except Exception as error:
+        if (reason := _outage(error)) is None:
+            raise
+        _exit(1, f"error: {reason}\nwhat was finished is kept; {go_on()}")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -5,7 +5,7 @@
 
 Everything goes to stderr, since stdout is data. Names, parameters and errors come from users and from
 training code: every line is stripped of control characters and never read as markup. A reader that goes
-away (a closed pipe, a terminal that hung up) does not end the sweep. Folds count from 1, as in ``fold 2/5``.
+away (a closed pipe, a terminal that hung up) does not end the sweep. Folds count from 0, as they do on disk.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def open_console(
     stream: TextIO | None = None, clock: Clock = time.monotonic
 ) -> contextlib.AbstractContextManager[events.Listener]:
     """Shows events on `stream` (stderr). Leaving the block, by Ctrl-C too, restores the terminal."""
-    lasting = cast(TextIO, _LastingStream(stream or sys.stderr))
+    lasting = cast(TextIO, _LastingStream(stream or sys.stderr or open(os.devnull, "w")))
     # No markup: while it is live, rich also prints here what other code writes to stderr.
     console = Console(file=lasting, markup=False, emoji=False, highlight=False)
     # "!hpo sweep" in a notebook gets a pseudo-terminal, but the cell below it cannot move its cursor up.
@@ -143,7 +143,6 @@ class _Board:
         self.trials: dict[int, _Trial] = {}
         self.jobs: dict[events.JobLabel, _Job] = {}
         self._fold_seconds: list[float] = []
-        self._num_slots = 1
         self._deadline: float | None = None
         self._notices: set[str] = set()
 
@@ -154,7 +153,6 @@ class _Board:
                 self.num_finished, self.best_value = event.finished_trials, event.best_value
             case events.TrialStarted(number=trial, params=params):
                 self.trials[trial] = _Trial(parameters(params))
-                self._num_slots = max(self._num_slots, len(self.trials))
             case events.JobStarted(label=label):
                 self.jobs[label] = _Job(self.clock())
             case events.JobProgress(label=label, record=record):
@@ -175,7 +173,7 @@ class _Board:
             self._estimate()
 
     def _finish_trial(self, event: events.TrialFinished) -> None:
-        self.num_finished += 1
+        self.num_finished = self.num_finished + 1 if event.num_finished is None else event.num_finished
         self.trials.pop(event.number, None)
         if event.best_value != self.best_value:
             # The best may also come from another worker of the same study; then its trial is not known here.
@@ -188,7 +186,7 @@ class _Board:
             mean = sum(self._fold_seconds) / len(self._fold_seconds)
             num_done = sum(len(trial.scores) for trial in self.trials.values())
             num_left = (self.sweep.total_trials - self.num_finished) * self.num_splits - num_done
-            self._deadline = self.clock() + mean * num_left / self._num_slots
+            self._deadline = self.clock() + mean * num_left
 
     def standing(self) -> str:
         """``best 0.8390 (trial 3)  3/6 trials  ETA 1m 20s``, as much of it as is known."""
@@ -202,7 +200,7 @@ class _Board:
         return _join(best, f"{self.num_finished}/{self.sweep.total_trials} trials", eta)
 
     def fold(self, label: events.JobLabel) -> str:
-        return f"fold {(label.fold or 0) + 1}/{self.num_splits}"
+        return f"fold {label.fold} of {self.num_splits}"
 
     def verdict(self, event: events.TrialFinished) -> str:
         """``trial 3  COMPLETE  accuracy 0.8390 (5 folds)``"""

@@ -6,14 +6,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from hpo.events import JobFinished, JobLabel, JobProgress, JobStarted, Listener, Notice
-from hpo.trial import JobStatus, TrialResult, run_single_trial
+from hpo.trial import JobStatus, OnRecord, TrialResult, run_single_trial
 from training.config import Failure, FailureKind, JobConfig
 from training.run_dir import Event, Record, RunDir
 
-OnEpoch = Callable[[int, int, float], bool]
-"""Hears (fold, finished epochs, objective value); returns True to stop the trial."""
+OnEpoch = Callable[[int, int, float], str]
+"""Hears (fold, finished epochs, objective value); returns why the trial is to stop, or "" to let it go on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,13 +22,17 @@ class FoldScores:
     """What the folds of a trial came to: all `scores`, or fewer and a `failure`, or fewer because it was stopped."""
 
     scores: tuple[float, ...]
+    """Of the folds that ran to their end."""
     failure: Failure | None = None
-    stopped: bool = False
+    stopped: str = ""
+    """Why it was stopped."""
+    split_id: str | None = None
+    """Identity of the samples and folds, once a fold was trained."""
 
     @property
     def mean(self) -> float:
         """The trial's value."""
-        return sum(self.scores) / len(self.scores)
+        return fmean(self.scores)
 
 
 def evaluate_folds(
@@ -38,41 +43,45 @@ def evaluate_folds(
     The same `config` gives the same folds in every trial. Exceptions (Ctrl-C) pass through, after the job is gone.
     """
     scores: list[float] = []
-    last = config.cross_validation.num_splits - 1
-    for fold in range(last + 1):
-        job = config.with_values({"cross_validation.fold": fold, "output.save_model": False})
+    split_id = config.cross_validation.split_id
+    num_splits = config.cross_validation.num_splits
+    for fold in range(num_splits):
+        changes = {"cross_validation.fold": fold, "cross_validation.split_id": split_id, "output.save_model": False}
         fold_label = JobLabel(study=label.study, trial=label.trial, fold=fold)
-
         verdict = _Verdict(fold, metric, on_epoch)
+        job = config.with_values(changes)
         result = run_job(job, RunDir(folder / f"fold_{fold}"), fold_label, verdict, listen)
         failure = result.failure or _unusable(metric, result)
-        if failure is None and verdict.stop and not (fold == last and result.status is JobStatus.COMPLETE):
-            return FoldScores(scores=tuple(scores), stopped=True)
         if failure is not None:
-            return FoldScores(scores=tuple(scores), failure=failure)
-        scores.append(result.metrics[metric])
-    return FoldScores(scores=tuple(scores))
+            return FoldScores(scores=tuple(scores), failure=failure, split_id=split_id)
+        split_id = result.split_id
+        if result.status is JobStatus.COMPLETE:
+            scores.append(result.metrics[metric])
+        if result.status is JobStatus.STOPPED or (verdict.reason and len(scores) < num_splits):
+            reason = verdict.reason or f"fold {fold} was asked to stop"
+            return FoldScores(scores=tuple(scores), stopped=reason, split_id=split_id)
+    return FoldScores(scores=tuple(scores), split_id=split_id)
 
 
 class _Verdict:
-    """Whether a fold was told to stop. It holds also when the fold was over before it heard of it."""
+    """Why a fold was told to stop. It holds also when the fold was over before it heard of it."""
 
     def __init__(self, fold: int, metric: str, on_epoch: OnEpoch) -> None:
         self._fold, self._metric, self._on_epoch = fold, metric, on_epoch
-        self.stop = False
+        self.reason = ""
 
     def __call__(self, record: Record) -> bool:
         value = record.values.get(self._metric) if record.event is Event.EVALUATE else None
-        if not self.stop and value is not None and math.isfinite(value):
-            self.stop = self._on_epoch(self._fold, record.epoch, value)
-        return self.stop
+        if not self.reason and value is not None and math.isfinite(value):
+            self.reason = self._on_epoch(self._fold, record.epoch, value)
+        return bool(self.reason)
 
 
 def run_job(
     config: JobConfig,
     run_dir: RunDir,
     label: JobLabel,
-    on_record: Callable[[Record], bool],
+    on_record: OnRecord,
     listen: Listener,
     *,
     resume: bool = False,

@@ -10,7 +10,7 @@ from optuna.storages import BaseStorage
 from optuna_dashboard import run_server
 
 from hpo.errors import HpoError
-from hpo.orchestrator import artifact_store
+from hpo.storage import artifact_store
 
 HOST = "127.0.0.1"
 """The dashboard knows no users: whoever reaches it can delete studies. Use an SSH tunnel from elsewhere."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from hpo.environment import ENVIRONMENTS, detect_environment
 from hpo.errors import StudyNotFoundError
-from hpo.search_space import distribution, grid, space_problems
+from hpo.search_space import VOLATILE, distribution, grid, space_problems
 from hpo.study_config import StudyConfig
 from training.config import (
     TASK_METRICS,
@@ -25,19 +25,18 @@ from training.config import (
     assign,
     find_file,
     flatten,
+    in_reading_order,
     job_config,
     merge,
     options_layer,
     read_layer,
     settings_layer,
     suggestion,
+    valid_part,
     validate,
 )
 
 Value = TypeVar("Value")
-
-VOLATILE = ("distributed.", "output.", "data.num_workers")
-"""Keys that say where and how a job runs, not what it computes: a study may go on with other ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +48,8 @@ class StudyDefinition:
     environment: str
     layer: Layer
     settings: Layer
+    space: Layer = Layer()
+    """Where each parameter of the search space stands."""
 
     @property
     def root(self) -> Path:
@@ -59,6 +60,15 @@ class StudyDefinition:
     def pinned(self) -> dict[str, Any]:
         """Searched parameters that ``--set`` holds fixed."""
         return _pinned(self.config, self.settings)
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs of the longest trial."""
+        searched, fixed = self.config.search_space.get("training.epochs"), self.job.training.epochs
+        if searched is None:
+            return fixed
+        values = searched.bounds or [value for value in searched.choice or () if isinstance(value, int)]
+        return max(int(max(values)), fixed if searched.when else 1)
 
     def trial_config(self, params: Mapping[str, Any]) -> JobConfig:
         """The complete job of one trial. Raises ConfigError when the sampled values do not go together."""
@@ -77,7 +87,12 @@ class StudyDefinition:
             if not key.startswith(VOLATILE) and key not in self.config.search_space
         }
         space = {key: parameter.model_dump(by_alias=True) for key, parameter in self.config.search_space.items()}
-        return {"objective": self.config.objective.model_dump(), "search_space": space, "config": fixed}
+        return {
+            "objective": self.config.objective.model_dump(),
+            "search_space": space,
+            "config": fixed,
+            "max_epochs": self.max_epochs,
+        }
 
 
 def load_definition(
@@ -101,11 +116,21 @@ def load_definition(
     environment = environment or detect_environment()
     layer = _job_layers(written, environment, path, problems)
     job = _collect(problems, lambda: job_config(merge([layer, chosen])))
-    if config and job:
-        problems += _study_problems(config, job, written, chosen)
+    # What is sound of a part with mistakes is looked at with the rest, so that its other mistakes are told as well.
+    some_config = config or valid_part(StudyConfig, written)
+    some_job = job or valid_part(JobConfig, merge([layer, chosen]))
+    if some_config and some_job:
+        problems += _study_problems(some_config, some_job, written, chosen)
     if problems or config is None or job is None:
-        raise ConfigError(problems)
-    return StudyDefinition(config=config, job=job, environment=environment, layer=layer, settings=chosen)
+        raise ConfigError(in_reading_order(problems))
+    return StudyDefinition(
+        config=config,
+        job=job,
+        environment=environment,
+        layer=layer,
+        settings=chosen,
+        space=written.under("search_space"),
+    )
 
 
 def _collect(problems: list[Problem], read: Callable[[], Value]) -> Value | None:
@@ -136,6 +161,8 @@ def load_job(path: Path, *, environment: str | None = None, settings: Sequence[s
     problems: list[Problem] = []
     overlay = _collect(problems, lambda: _environment_layer(environment or detect_environment()))
     written = _collect(problems, lambda: read_layer(path))
+    if written and {"search_space", "objective"} <= written.values.keys():
+        raise ConfigError([Problem(place=str(path), message=f"is a study; search it with hpo sweep --study {path}")])
     layers = [*([overlay, written] if environment is None else [written, overlay]), settings_layer(settings)]
     job = _collect(problems, lambda: job_config(merge(layer for layer in layers if layer)))
     if problems or job is None:
@@ -187,7 +214,7 @@ def _study_problems(config: StudyConfig, job: JobConfig, written: Layer, setting
             message=message + suggestion(config.objective.metric, metrics),
         )
     if job.cross_validation.fold is not None:
-        place = written.place_of(("cross_validation", "fold"))
+        place = merge([written, settings]).place_of(("cross_validation", "fold"))
         yield Problem(place=place, message="cross_validation.fold is set by the sweep, once per fold; remove it")
     yield from space_problems(config.search_space, job, written.under("search_space"))
     if config.sampler.name == "grid":

@@ -95,13 +95,15 @@ class JobFinished:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialFinished:
-    """The trial was told to the study. `value` is the mean over the folds; `reason` says why a trial failed."""
+    """The trial was told to the study. `value` is the mean over the folds; `reason`: why it failed or was stopped."""
 
     number: int
     state: TrialState
     value: float | None
     fold_scores: tuple[float, ...]
     reason: str = ""
+    num_finished: int | None = None
+    """Finished trials of the study, whoever evaluated them; None when it is one more than before."""
     best_value: float | None = None
     """Best value of the study so far, this trial included."""
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from training.config import dump_yaml
 
+MAX_NAME_LENGTH = 250
 MAX_VALUE_LENGTH = 6000
 """Characters of a parameter's value; MLflow refuses more."""
 
@@ -156,11 +157,13 @@ class Runs:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^/\w.\- :]", "_", name)
+    """A name that MLflow takes: it is a path there, without ``..`` and empty parts."""
+    plain = re.sub(r"[^/\w.\- :]", "_", name)[:MAX_NAME_LENGTH]
+    return "/".join(part if part.strip(". ") else "_" for part in plain.split("/"))
 
 
 def _short(value: Any) -> str:
-    return str(value)[:MAX_VALUE_LENGTH]
+    return str(value)[:MAX_VALUE_LENGTH].encode("utf-8", "replace").decode()
 
 
 def _is_database(uri: str) -> bool:

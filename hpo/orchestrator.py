@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.artifacts import FileSystemArtifactStore, upload_artifact
+from filelock import FileLock
+from optuna.artifacts import upload_artifact
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState as OptunaState
 
 from hpo.cross_validation import FoldScores, evaluate_folds
 from hpo.definition import StudyDefinition
+from hpo.errors import StudyNotFoundError
 from hpo.events import (
     JobLabel,
     Listener,
@@ -24,10 +27,12 @@ from hpo.events import (
     TrialStarted,
     TrialState,
 )
-from hpo.pruning import Pruner, step_axis
+from hpo.pruning import Pruner, StepAxis
+from hpo.storage import artifact_store
 from hpo.study import (
     FAILURE,
     FOLD_SCORES,
+    SPLIT_ID,
     UID,
     ask,
     best_value,
@@ -35,8 +40,14 @@ from hpo.study import (
     folder_of,
     grid_size,
     interrupt,
+    known_split,
+    places_taken,
     recover,
+    running_elsewhere,
     running_here,
+    study_names,
+    trial_folder,
+    withdraw,
 )
 from training.config import ConfigError, Failure, FailureKind, JobConfig, dump_yaml
 from training.run_dir import write_atomically
@@ -51,24 +62,37 @@ class Sweep:
 
     def __init__(self, definition: StudyDefinition, study: optuna.Study, listen: Listener) -> None:
         self._definition, self._study, self._listen = definition, study, listen
-        self._started = time.monotonic()
-        self._axis = step_axis(definition)
+        self._started = 0.0
+        self._axis = StepAxis(definition.max_epochs)
         self._failures: list[Failure | None] = []
         self.hopeless: Failure | None = None
         """Why the sweep gave up, when it did."""
 
     def run(self) -> None:
         """Evaluate trials until the budget is spent. On Ctrl-C the running trial is told and queued, then it raises."""
-        for number in recover(self._study):
-            self._listen(Notice(message=f"trial {number} was cut short by the end of its process; it is queued again"))
+        recovered = recover(self._study)
+        for number, host in running_elsewhere(self._study).items():
+            self._listen(
+                Notice(
+                    message=f"trial {number} runs on {host}; if that machine is gone, end it: optuna tell --state fail"
+                    f" --trial-number {number} --study-name {self._study.study_name} --storage URL"
+                )
+            )
         interrupted = True
         try:
             self._listen(self._opening())
+            for number in recovered:
+                self._finished(number, TrialState.FAIL, (), reason="its process ended; queued again")
+            if places_taken(self._study) >= self._total():
+                done = f"the study has the {self._total()} trials that were asked for"
+                self._listen(Notice(message=f"{done}; a larger --trials goes on"))
             self._started = time.monotonic()  # opening MLflow takes seconds that belong to no trial
             while self._goes_on():
                 self._run_trial()
             interrupted = False
         except BaseException as error:
+            if isinstance(error, KeyError) and self._study.study_name not in study_names(self._study._storage):
+                raise StudyNotFoundError(f"study '{self._study.study_name}' was deleted while it ran") from error
             self._give_back(error)
             raise
         finally:
@@ -76,7 +100,10 @@ class Sweep:
 
     def _goes_on(self) -> bool:
         budget = self._definition.config.budget
-        if self.hopeless is not None or len(finished_trials(self._study)) >= self._total():
+        num_taken = places_taken(self._study)
+        if self.hopeless is not None or num_taken >= self._total():
+            if running := num_taken - len(finished_trials(self._study)):
+                self._listen(Notice(message=f"the last {running} of {self._total()} trials run in other processes"))
             return False
         if budget.timeout is not None and time.monotonic() - self._started >= budget.timeout:
             self._listen(
@@ -105,36 +132,49 @@ class Sweep:
         )
 
     def _run_trial(self) -> None:
-        trial, params = ask(self._study, self._definition)
+        with FileLock(folder_of(self._study) / ".ask.lock"):  # a sweep beside this one sees it before it samples
+            trial, params = ask(self._study, self._definition)
+        if places_taken(self._study, before=trial.number) >= self._total():
+            withdraw(self._study, trial.number)  # another process took the last place at the same moment
+            return
+        try:
+            self._tell(trial, self._evaluate(trial, params))
+        except UpdateFinishedTrialError:
+            self._finished(trial.number, TrialState.FAIL, (), reason="it was ended from outside")
+
+    def _give_back(self, error: BaseException) -> None:
+        """No trial stays RUNNING, whatever happened; one that is not to blame (Ctrl-C, a full disk) is queued again."""
+        blameless = isinstance(error, (KeyboardInterrupt, OSError, StorageInternalError))
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        for trial in running_here(self._study):
+            if blameless:
+                interrupt(self._study, trial.number, trial.params)
+                reason += "; queued again"
+            else:
+                self._study.tell(trial.number, state=OptunaState.FAIL)
+            self._finished(trial.number, TrialState.FAIL, (), reason=reason)
+
+    def _evaluate(self, trial: optuna.Trial, params: dict[str, Any]) -> FoldScores:
         try:
             config = self._definition.trial_config(params)
         except ConfigError as error:
             self._listen(TrialStarted(number=trial.number, params=params, config=self._definition.job))
-            self._tell(trial, FoldScores(scores=(), failure=Failure(kind=FailureKind.CONFIG, message=str(error))))
-            return
+            return FoldScores(scores=(), failure=Failure(kind=FailureKind.CONFIG, message=str(error)))
         self._listen(TrialStarted(number=trial.number, params=params, config=config))
-        self._tell(trial, self._evaluate(trial, config))
-
-    def _give_back(self, error: BaseException) -> None:
-        """Ctrl-C, a full disk, a bug: whatever it is, no trial stays RUNNING and its hyperparameters are kept."""
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
-        for trial in running_here(self._study):
-            interrupt(self._study, trial.number, trial.params)
-            self._finished(trial.number, TrialState.FAIL, (), reason=f"{reason}; queued again")
-
-    def _evaluate(self, trial: optuna.Trial, config: JobConfig) -> FoldScores:
         objective = self._definition.config.objective
-        folder = folder_of(self._study) / f"trial_{trial.number:04d}"
+        split_id = known_split(self._study, self._definition) or config.cross_validation.split_id
+        config = config.with_values({"cross_validation.split_id": split_id})
+        folder = trial_folder(self._study, trial.number)
         self._keep_config(trial, config, folder)
         maximize = objective.direction == "maximize"
         pruner = Pruner(self._study, self._definition.config.stopping, self._axis, maximize=maximize)
         values: dict[int, float] = {}
 
-        def on_epoch(fold: int, epoch: int, value: float) -> bool:
+        def on_epoch(fold: int, epoch: int, value: float) -> str:
             step = self._axis.step(fold, epoch)
             values[step] = value
             trial.report(value, step)
-            return pruner.should_stop(values, fold, epoch)
+            return pruner.reason_to_stop(values, fold, epoch)
 
         label = JobLabel(study=self._study.study_name, trial=trial.number)
         return evaluate_folds(config, folder, label, objective.metric, on_epoch, self._listen)
@@ -148,6 +188,7 @@ class Sweep:
 
     def _tell(self, trial: optuna.Trial, folds: FoldScores) -> None:
         trial.set_user_attr(FOLD_SCORES, list(folds.scores))
+        trial.set_user_attr(SPLIT_ID, folds.split_id)
         self._failures.append(folds.failure)
         if folds.failure is not None:
             trial.set_user_attr(FAILURE, asdict(folds.failure))
@@ -157,14 +198,14 @@ class Sweep:
             self.hopeless = hopeless(self._failures)
         elif folds.stopped:
             self._study.tell(trial, state=OptunaState.PRUNED)
-            self._finished(trial.number, TrialState.PRUNED, folds.scores)
+            self._finished(trial.number, TrialState.PRUNED, folds.scores, reason=folds.stopped)
         else:
             self._study.tell(trial, folds.mean)
             self._finished(trial.number, TrialState.COMPLETE, folds.scores, value=folds.mean)
 
     def _finished(self, number: int, state: TrialState, scores: tuple[float, ...], **details: Any) -> None:
-        details = {"value": None, **details, "best_value": best_value(self._study)}
-        self._listen(TrialFinished(number=number, state=state, fold_scores=scores, **details))
+        details |= {"best_value": best_value(self._study), "num_finished": len(finished_trials(self._study))}
+        self._listen(TrialFinished(number=number, state=state, fold_scores=scores, **{"value": None, **details}))
 
 
 def hopeless(failures: list[Failure | None]) -> Failure | None:
@@ -173,10 +214,3 @@ def hopeless(failures: list[Failure | None]) -> Failure | None:
     # Numbers may differ: sizes, process ids, addresses.
     alike = {(failure.kind, re.sub(r"\d+", "", failure.message)) for failure in first}
     return first[-1] if len(first) == HOPELESS_AFTER and len(alike) == 1 else None
-
-
-def artifact_store(root: Path) -> FileSystemArtifactStore:
-    """Where the files live that optuna-dashboard shows with a trial."""
-    folder = root / "artifacts"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileSystemArtifactStore(str(folder))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,11 @@ from pydantic import ValidationError
 from hpo.definition import StudyDefinition
 from hpo.devices import Placement, detect_hardware, place
 from hpo.launchers.processes import environment
+from hpo.study import sampled
 from training.config import ConfigError, Failure, FailureKind, JobConfig, Layer, Problem, merge, problems_of
 from training.run_dir import RunDir
 
+NUM_CHECKED = 8
 ALONE = Placement(world_size=1, gpus=(), threads_per_rank=1)
 LOCAL_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 
@@ -29,23 +33,61 @@ def preflight(definition: StudyDefinition) -> Placement:
     """Where a job of this study will run. Raises ConfigError with every problem found, and DeviceError."""
     placement = place(definition.job.distributed, detect_hardware())
     problems = list(_batch_problems(definition, placement.world_size))
-    problems += [
-        Problem(place=_place_of(definition, key), message=message) for key, message in _missing(definition.job)
-    ]
+    wrong = itertools.chain(_missing(definition.job), _unwritable(definition.root))
+    problems += [Problem(place=_place_of(definition, key), message=message) for key, message in wrong]
     if problems:
         raise ConfigError(problems)
     return placement
 
 
-def check_job(definition: StudyDefinition) -> Failure | None:
-    """Build the first fold's data and model in a process of its own, without training; the failure, if it fails."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """How many configurations of a study were built, and why some could not be."""
+
+    num_built: int
+    failures: list[Failure]
+
+
+def check_jobs(definition: StudyDefinition) -> Check:
+    """Build data and model of sampled configurations in a process of its own, without training.
+
+    What the model's keys may be only the model knows, so this is how mistakes in their ranges are found.
+    """
     with tempfile.TemporaryDirectory(prefix="hpo-check-") as folder:
-        run_dir = RunDir(Path(folder))
-        run_dir.prepare(definition.job.with_values({"cross_validation.fold": 0}))
-        command = [sys.executable, "-m", "training.check", folder]
+        run_dirs = [RunDir(Path(folder) / str(number)) for number in range(NUM_CHECKED)]
+        jobs = list(itertools.islice(_distinct(definition), NUM_CHECKED))
+        for run_dir, job in zip(run_dirs, jobs, strict=False):
+            run_dir.prepare(job.with_values({"cross_validation.fold": 0}))
+        used = run_dirs[: len(jobs)]
+        command = [sys.executable, "-m", "training.check", *(str(run_dir.path) for run_dir in used)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment(ALONE, "check"), check=False)
+        failures = [_placed(definition, failure) for run_dir in used if (failure := run_dir.load_error())]
+    if done.returncode != 0:
         unexplained = Failure(kind=FailureKind.LAUNCH, message=f"the check ended with status {done.returncode}")
-        return None if done.returncode == 0 else run_dir.load_error() or unexplained
+        return Check(num_built=0, failures=[*failures, unexplained])
+    return Check(num_built=len(jobs) - len(failures), failures=failures)
+
+
+def _placed(definition: StudyDefinition, failure: Failure) -> Failure:
+    """The failure with file and line before each key that it blames."""
+    if failure.kind not in (FailureKind.CONFIG, FailureKind.DATA):
+        return failure
+    lines = failure.message.splitlines()
+    keys = [line.partition(":")[0] for line in lines]
+    places = [_place_of(definition, key) if re.fullmatch(r"[a-z_]+(\.\w+)+", key) else "" for key in keys]
+    message = "\n".join(f"{place}: {line}" if place else line for place, line in zip(places, lines, strict=True))
+    return replace(failure, message=message)
+
+
+def _distinct(definition: StudyDefinition) -> Iterator[JobConfig]:
+    """Sampled configurations that differ in what is built: data, model, batch."""
+    seen: list[dict[str, Any]] = []
+    for params in sampled(definition, 4 * NUM_CHECKED):
+        built = {key: value for key, value in params.items() if not key.startswith(("optimizer.", "scheduler."))}
+        if built not in seen:
+            seen.append(built)
+            with contextlib.suppress(ConfigError):  # values that do not go together are told when they are sampled
+                yield definition.trial_config(params)
 
 
 def _batch_problems(definition: StudyDefinition, world_size: int) -> Iterator[Problem]:
@@ -71,10 +113,20 @@ def _candidates(definition: StudyDefinition, key: str) -> list[Any]:
 
 
 def _place_of(definition: StudyDefinition, key: str) -> str:
-    """Where the value of `key` was written; the name of its search where there is one."""
+    """Where the value of `key` was written, or is searched."""
     if key in definition.config.search_space and key not in definition.pinned:
-        return f"search_space.{key}"
+        return definition.space.place_of((key,))
     return merge([definition.layer, definition.settings]).place_of(tuple(key.split(".")))
+
+
+def _unwritable(root: Path) -> Iterator[tuple[str, str]]:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = getattr(error, "strerror", None) or error
+        yield "output.root", f"output.root: '{root}' must be a folder to write in ({reason}); give another"
 
 
 def _missing(job: JobConfig) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,6 @@ from statistics import median
 import optuna
 from optuna.trial import TrialState
 
-from hpo.definition import StudyDefinition
 from hpo.study_config import StoppingConfig
 
 
@@ -18,6 +17,7 @@ class StepAxis:
     """(fold, epoch) as Optuna's one integer step: fold x `max_epochs` + epoch, epochs counted from 1."""
 
     max_epochs: int
+    """Of the study's longest trial."""
 
     def step(self, fold: int, epoch: int) -> int:
         """The step of the value after `epoch` finished epochs of `fold`."""
@@ -28,16 +28,6 @@ class StepAxis:
         return range(self.step(fold, 1), self.step(fold, epoch) + 1)
 
 
-def step_axis(definition: StudyDefinition) -> StepAxis:
-    """The axis of a study: as many steps a fold as its longest trial has epochs."""
-    searched = definition.config.search_space.get("training.epochs")
-    if searched is None:
-        return StepAxis(definition.job.training.epochs)
-    values = searched.bounds or [value for value in searched.choice or () if isinstance(value, int)]
-    highest = int(max(values))
-    return StepAxis(max(highest, definition.job.training.epochs) if searched.when else highest)
-
-
 class Pruner:
     """Decides, after each reported value, whether a trial goes on."""
 
@@ -45,20 +35,22 @@ class Pruner:
         self._study, self._config, self._axis, self._maximize = study, config, axis, maximize
         self._others: list[Mapping[int, float]] | None = None
 
-    def should_stop(self, values: Mapping[int, float], fold: int, epoch: int) -> bool:
-        """Whether a trial with intermediate `values` (by step) is stopped after `epoch` of `fold`."""
+    def reason_to_stop(self, values: Mapping[int, float], fold: int, epoch: int) -> str:
+        """Why a trial with intermediate `values` (by step) is stopped after `epoch` of `fold`; "" when it goes on."""
         if self._config.epochs == "none":
-            return False
+            return ""
         if self._others is None:  # other trials are told between ours, not during one; ours is not told yet
             told = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
             self._others = [trial.intermediate_values for trial in told]
         steps = self._axis.steps(fold, epoch)
         peers = [curve for curve in self._others if steps[-1] in curve]
         if len(peers) < self._config.startup_trials:
-            return False
+            return ""
         best = [self._best([curve[step] for step in steps if step in curve]) for curve in (values, *peers)]
         middle = median(best[1:])
-        return best[0] < middle if self._maximize else best[0] > middle
+        is_worse = best[0] < middle if self._maximize else best[0] > middle
+        where = f"fold {fold}, epoch {epoch}"
+        return f"{where}: {best[0]:.4g} is worse than the median of {len(peers)} trials, {middle:.4g}" * is_worse
 
     def _best(self, values: Sequence[float]) -> float:
         return max(values) if self._maximize else min(values)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, variance
+from statistics import fmean, variance
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
-from hpo.study import FAILURE, FOLD_SCORES, IDENTITY, INTERRUPTED, best_trial, folder_of
+from hpo.study import FAILURE, FOLD_SCORES, IDENTITY, INTERRUPTED, SPLIT_ID, best_trial, trial_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +30,7 @@ def fold_interval(scores: list[float], *, folds: int) -> Interval:
     The variance of the mean is ``s^2 (1/n + 1/(folds - 1))`` for n scores: folds share training samples, so the plain
     ``s^2 / n`` would be too sure (Nadeau and Bengio 2003, "Inference for the generalization error").
     """
-    center = mean(scores)
+    center = fmean(scores)
     if len(scores) < 2:
         return Interval(mean=center, low=math.nan, high=math.nan)
     from scipy.special import stdtrit
@@ -50,6 +51,8 @@ class BestTrial:
     interval: Interval
     fold_scores: list[float]
     params: dict[str, Any]
+    split_id: str | None
+    """Identity of the samples and folds it was scored on."""
     folder: Path
     """Holds its ``config.yaml`` and the run directories of its folds."""
 
@@ -67,7 +70,8 @@ def describe_best(study: optuna.Study) -> BestTrial:
         interval=fold_interval(scores, folds=identity["config"]["cross_validation.folds"]),
         fold_scores=scores,
         params=trial.params,
-        folder=folder_of(study) / f"trial_{trial.number:04d}",
+        split_id=trial.user_attrs.get(SPLIT_ID),
+        folder=trial_folder(study, trial.number),
     )
 
 
@@ -84,6 +88,8 @@ class StudyStatus:
     """Number, parameters and reported epochs of each running trial."""
     failures: dict[str, int]
     """Failed trials by kind of failure."""
+    last_failure: str | None
+    """What the latest of them said."""
 
 
 def describe_status(study: optuna.Study) -> StudyStatus:
@@ -92,11 +98,7 @@ def describe_status(study: optuna.Study) -> StudyStatus:
     counted = [trial for trial in trials if INTERRUPTED not in trial.user_attrs]
     complete = [trial for trial in counted if trial.state is TrialState.COMPLETE]
     best = best_trial(study) if complete else None
-    failures: dict[str, int] = {}
-    for trial in counted:
-        if FAILURE in trial.user_attrs:
-            kind = trial.user_attrs[FAILURE]["kind"]
-            failures[kind] = failures.get(kind, 0) + 1
+    failures = [trial.user_attrs[FAILURE] for trial in counted if FAILURE in trial.user_attrs]
     return StudyStatus(
         study=study.study_name,
         trials={state.name: sum(trial.state is state for trial in counted) for state in TrialState},
@@ -104,7 +106,8 @@ def describe_status(study: optuna.Study) -> StudyStatus:
         best_trial=best.number if best else None,
         best_value=best.value if best else None,
         running=[_running(trial) for trial in counted if trial.state is TrialState.RUNNING],
-        failures=failures,
+        failures=dict(Counter(failure["kind"] for failure in failures)),
+        last_failure=failures[-1]["message"] if failures else None,
     )
 
 

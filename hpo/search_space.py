@@ -17,10 +17,12 @@ from optuna.distributions import (
 from pydantic import ValidationError
 
 from hpo.study_config import ParameterConfig, Scalar
-from training.config import JobConfig, Layer, Problem, assign, flatten, problems_of, suggestion
+from training.config import JobConfig, KeyPath, Layer, Problem, assign, flatten, problems_of, suggestion
 
 Space = Mapping[str, ParameterConfig]
 
+VOLATILE = ("distributed.", "output.", "data.num_workers")
+"""Keys that say where and how a job runs, not what it computes: a study may go on with other ones."""
 MAX_GRID = 100_000
 """Points of a grid; Optuna keeps them all in memory."""
 
@@ -48,13 +50,13 @@ def sample(trial: optuna.Trial, space: Space, fixed: Mapping[str, Any]) -> dict[
 
 
 def _suggest(trial: optuna.Trial, name: str, parameter: ParameterConfig) -> Any:
-    if parameter.float_range is not None:
-        low, high = parameter.float_range
-        return trial.suggest_float(name, low, high, log=parameter.log, step=parameter.step)
-    if parameter.int_range is not None:
-        low, high = parameter.int_range
-        return trial.suggest_int(name, low, high, log=parameter.log, step=int(parameter.step or 1))
-    return trial.suggest_categorical(name, parameter.choice or ())
+    match distribution(parameter):
+        case FloatDistribution() as known:
+            return trial.suggest_float(name, known.low, known.high, log=known.log, step=known.step)
+        case IntDistribution() as known:
+            return trial.suggest_int(name, known.low, known.high, log=known.log, step=known.step)
+        case CategoricalDistribution() as known:
+            return trial.suggest_categorical(name, known.choices)
 
 
 def _holds(wanted: Scalar | list[Scalar], value: Any) -> bool:
@@ -114,6 +116,9 @@ def space_problems(space: Space, job: JobConfig, layer: Layer) -> list[Problem]:
         if name not in known:
             message = f"{name} is not in the configuration{suggestion(name, known)}"
             problems.append(Problem(place=place, message=message))
+        elif name.startswith(VOLATILE):
+            message = f"{name} cannot be searched: it says where or how a job runs, not what it computes"
+            problems.append(Problem(place=place, message=message))
         elif name.startswith("cross_validation."):
             message = f"{name} cannot be searched: trials are compared on the same folds"
             problems.append(Problem(place=place, message=message))
@@ -139,7 +144,8 @@ def _value_problems(name: str, parameter: ParameterConfig, job: JobConfig, place
         try:
             JobConfig.model_validate(values)
         except ValidationError as error:
-            for problem in problems_of(error, JobConfig, Layer(values, {path: place})):
+            elsewhere: dict[KeyPath, str] = {path[:length]: "" for length in range(len(path))}
+            for problem in problems_of(error, JobConfig, Layer(values, {**elsewhere, path: place})):
                 if problem.place == place and problem.message not in said:
                     said.add(problem.message)
                     yield Problem(place=place, message=f"{name} cannot be {value!r}: {problem.message}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import textwrap
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from typing import Any
 from hpo.console import clean, number
 from hpo.definition import StudyDefinition
 from hpo.devices import Placement
+from hpo.preflight import Check
 from hpo.report import BestTrial, StudyStatus
 from hpo.train_best import Trained
 from training.config import Failure, FailureKind
@@ -97,6 +99,8 @@ def status(statuses: list[StudyStatus], *, as_json: bool) -> None:
             rows.append(("best", f"{number(each.best_value)} (trial {each.best_trial})"))
         for kind, count in each.failures.items():
             rows.append(("failed", f"{count} x {kind}"))
+        if each.last_failure:
+            rows.append(("last failure", each.last_failure))
         for running in each.running:
             rows.append(("running", f"trial {running['number']}, {running['reports']} epochs reported"))
         _print_rows(rows)
@@ -125,6 +129,17 @@ def valid(definition: StudyDefinition, placement: Placement, *, as_json: bool, a
     for notice in placement.notices:
         print(f"note: {notice}", file=sys.stderr)
     _print_next(f"hpo sweep {again}")
+
+
+def check_text(check: Check) -> str:
+    """What kept configurations from being built."""
+    total = check.num_built + len(check.failures)
+    # One of those that differ in their numbers only, each line of it once.
+    alike = {re.sub(r"[\d.]+", "", failure.message): failure for failure in reversed(check.failures)}
+    lines = dict.fromkeys(line for failure in alike.values() for line in failure_text(failure).splitlines())
+    if not check.num_built:
+        return "\n".join(lines)
+    return "\n".join([f"{len(check.failures)} of {total} sampled configurations cannot be built:", *lines])
 
 
 def failure_text(failure: Failure) -> str:

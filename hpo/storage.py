@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
+from typing import Any
 
 import optuna
 import sqlalchemy
+from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -14,10 +18,12 @@ from hpo.errors import StorageError
 from hpo.masking import masked
 
 SQLITE_WAIT_S = 60
+CREATION_TRIES = 8
+"""Processes that create the tables at the same time get in each other's way; the next try finds them there."""
 
 
-def open_storage(url: str) -> RDBStorage:
-    """Open (or create) the database. Raises StorageError with the reason and without credentials."""
+def open_storage(url: str, *, create: bool = True) -> RDBStorage:
+    """Open the database, or `create` it. Raises StorageError with the reason and without credentials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         parsed = make_url(url)
@@ -28,25 +34,44 @@ def open_storage(url: str) -> RDBStorage:
         raise StorageError(f"--storage {masked(url)}: write an @ in the password as %40")
     try:
         if parsed.get_backend_name() == "sqlite":
-            return _open_sqlite(parsed)
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4})
+            return _open_sqlite(parsed, create=create)
+        return _created(url, {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4})
     except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
         reason = masked(str(getattr(error, "orig", None) or error)).splitlines()[0]
         raise StorageError(f"the storage {masked(url)} cannot be opened: {reason}") from error
 
 
-def _open_sqlite(url: sqlalchemy.URL) -> RDBStorage:
-    if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    storage = RDBStorage(
-        url.render_as_string(hide_password=False), engine_kwargs={"connect_args": {"timeout": SQLITE_WAIT_S}}
-    )
+def _open_sqlite(url: sqlalchemy.URL, *, create: bool) -> RDBStorage:
+    if not url.database or url.database == ":memory:":
+        raise StorageError("--storage: a database in memory is lost with the process; give a file, sqlite:///PATH")
+    if not create and not Path(url.database).exists():
+        raise StorageError(f"there is no study database {Path(url.database).absolute()} yet; run hpo sweep first")
+    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    storage = _created(url.render_as_string(hide_password=False), {"connect_args": {"timeout": SQLITE_WAIT_S}})
     with storage.engine.connect() as connection:  # kept in the file: readers and one writer at the same time
         connection.exec_driver_sql("PRAGMA journal_mode=WAL")
     return storage
 
 
+def _created(url: str, engine: dict[str, Any]) -> RDBStorage:
+    for delay in range(CREATION_TRIES):
+        try:
+            return RDBStorage(url, engine_kwargs=engine)
+        except SQLAlchemyError as error:
+            if not re.search("already exists|unique", str(error), re.IGNORECASE):
+                raise
+            time.sleep(0.05 * 2**delay)
+    return RDBStorage(url, engine_kwargs=engine)
+
+
 def default_url(root: Path) -> str:
     """The SQLite database in the folder of all output."""
-    url = sqlalchemy.URL.create("sqlite", database=str(root / "studies.db"))
+    url = sqlalchemy.URL.create("sqlite", database=str((root / "studies.db").absolute()))
     return url.render_as_string()
+
+
+def artifact_store(root: Path) -> FileSystemArtifactStore:
+    """Where the files live that optuna-dashboard shows with a trial."""
+    folder = root / "artifacts"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileSystemArtifactStore(str(folder))

@@ -9,6 +9,7 @@ import socket
 import uuid
 import warnings
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,23 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.definition import StudyDefinition
 from hpo.errors import NoBestTrialError, StorageError, StudyChangedError, StudyNotFoundError
+from hpo.launchers import job_id_prefix, kill_processes
 from hpo.masking import masked
 from hpo.search_space import distribution, grid, sample
 from hpo.study_config import ParameterConfig
 from training.config import flatten
 from training.run_dir import RunDir
 
+OWNERLESS_S = 60.0
+"""A trial without an owner is given this long between being asked for and saying who evaluates it."""
 CLOCK_STEP_S = 5.0
 """Two readings of when a process began may differ by this much, when the clock was set meanwhile."""
 UID, IDENTITY, FOLDER = "hpo:uid", "hpo:definition", "hpo:folder"
 """Study attributes: its unique id, what makes its scores comparable, and its folder of run directories."""
 OWNER, SAMPLED, INTERRUPTED = "hpo:owner", "hpo:sampled", "hpo:interrupted"
-FOLD_SCORES, FAILURE = "hpo:fold_scores", "hpo:failure"
+FOLD_SCORES, FAILURE, SPLIT_ID = "hpo:fold_scores", "hpo:failure", "hpo:split_id"
 """Trial attributes: the process evaluating it, its complete parameters, whether it was cut short; its folds' scores,
-why it failed."""
+why it failed, the identity of the samples and folds it was scored on."""
 
 
 def open_study(definition: StudyDefinition, storage: optuna.storages.BaseStorage) -> optuna.Study:
@@ -56,7 +60,9 @@ def open_study(definition: StudyDefinition, storage: optuna.storages.BaseStorage
         _initialize(study, definition)
     _refuse_contradictions(study, definition)
     differences = identity_differences(study.user_attrs[IDENTITY], definition.identity())
-    if differences:
+    if differences and _may_be_redefined(study, differences):
+        study.set_user_attr(IDENTITY, definition.identity())
+    elif differences:
         raise StudyChangedError(
             f"study '{config.study}' in {masked(_url(storage))} was made from another definition:\n"
             + "\n".join(f"  {line}" for line in differences)
@@ -103,6 +109,13 @@ def _initialize(study: optuna.Study, definition: StudyDefinition) -> None:
     study.set_user_attr(IDENTITY, definition.identity())  # last: its presence says that the others are there
 
 
+def _may_be_redefined(study: optuna.Study, differences: list[str]) -> bool:
+    """While a study has no score there is none to compare with: a mistake in its configuration can be corrected."""
+    unscored = (TrialState.FAIL, TrialState.WAITING)
+    is_unscored = all(trial.state in unscored for trial in study.get_trials(deepcopy=False))
+    return is_unscored and not any(line.startswith(("objective.", "search_space.")) for line in differences)
+
+
 def _refuse_contradictions(study: optuna.Study, definition: StudyDefinition) -> None:
     """A queued trial keeps the values it was queued with; ``--set`` must not train other ones under its name."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
@@ -124,6 +137,11 @@ def folder_of(study: optuna.Study) -> Path:
     return Path(study.user_attrs[FOLDER])
 
 
+def trial_folder(study: optuna.Study, number: int) -> Path:
+    """The folder of one trial: its ``config.yaml`` and the run directories of its folds."""
+    return folder_of(study) / f"trial_{number:04d}"
+
+
 def identity_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """A line for each incompatible change; wider or narrower ranges and added or removed parameters are compatible."""
     old, new = stored["objective"], wanted["objective"]
@@ -134,21 +152,14 @@ def identity_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list
             check_distribution_compatibility(_distribution(before), _distribution(after))
         except ValueError:
             lines.append(f"search_space.{name}: {_brief(before)} -> {_brief(after)}")
-    if _max_epochs(stored) != _max_epochs(wanted):  # the axis of the reported values (hpo/pruning.py)
-        lines.append(f"highest training.epochs: {_max_epochs(stored)} -> {_max_epochs(wanted)}")
+    if stored["max_epochs"] != wanted["max_epochs"]:  # the axis of the reported values (hpo/pruning.py)
+        lines.append(f"highest training.epochs: {stored['max_epochs']} -> {wanted['max_epochs']}")
     old, new = stored["config"], wanted["config"]
     searched = {*stored["search_space"], *wanted["search_space"]}
     for key in sorted({*old, *new} - searched):
         if old.get(key) != new.get(key):
             lines.append(f"config.{key}: {old.get(key)} -> {new.get(key)}")
     return lines
-
-
-def _max_epochs(identity: dict[str, Any]) -> Any:
-    searched = identity["search_space"].get("training.epochs")
-    if searched is None:
-        return identity["config"].get("training.epochs")
-    return max(searched["int"] or searched["float"] or searched["choice"])
 
 
 def _distribution(parameter: dict[str, Any]) -> optuna.distributions.BaseDistribution:
@@ -161,19 +172,31 @@ def _brief(parameter: dict[str, Any]) -> str:
 
 def ask(study: optuna.Study, definition: StudyDefinition) -> tuple[optuna.Trial, dict[str, Any]]:
     """The next trial and its hyperparameters, sampled once, here, at full precision."""
-    # An interrupted trial and the one queued in its place are one.
-    trials = study.get_trials(deepcopy=False)
-    done = sum(trial.state is not TrialState.WAITING and INTERRUPTED not in trial.user_attrs for trial in trials)
+    done = places_taken(study)  # an interrupted trial and the one queued in its place are one
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
         study.sampler = _sampler(definition, done)
         trial = study.ask()
         trial.set_user_attr(OWNER, this_process())
-        space = definition.config.search_space
-        fixed = {key: value for key, value in flatten(definition.job.model_dump()) if key not in space}
-        params = sample(trial, space, fixed)
+        params = _sample(trial, definition)
     trial.set_user_attr(SAMPLED, params)
     return trial, params
+
+
+def sampled(definition: StudyDefinition, count: int) -> list[dict[str, Any]]:
+    """`count` sets of hyperparameters drawn at random from the search space, outside any storage."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
+        sampler = PartialFixedSampler(definition.pinned, RandomSampler(seed=definition.config.sampler.seed))
+        study = optuna.create_study(sampler=sampler)
+        return [_sample(study.ask(), definition) for _ in range(count)]
+
+
+def _sample(trial: optuna.Trial, definition: StudyDefinition) -> dict[str, Any]:
+    space = definition.config.search_space
+    fixed = {key: value for key, value in flatten(definition.job.model_dump()) if key not in space}
+    return sample(trial, space, fixed)
 
 
 def _sampler(definition: StudyDefinition, done: int) -> BaseSampler:
@@ -222,6 +245,12 @@ def grid_size(definition: StudyDefinition) -> int | None:
     return math.prod(len(values) for values in grid(definition.config.search_space, definition.pinned).values())
 
 
+def places_taken(study: optuna.Study, *, before: int | None = None) -> int:
+    """Trials that are evaluated or were, of those numbered below `before`; they and no more fill the budget."""
+    trials = study.get_trials(deepcopy=False)[:before]
+    return sum(trial.state is not TrialState.WAITING and INTERRUPTED not in trial.user_attrs for trial in trials)
+
+
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that count towards the budget: told, and not cut short by an interruption."""
     states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -258,8 +287,17 @@ def interrupt(study: optuna.Study, number: int, params: dict[str, Any]) -> None:
         return
     study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
     study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-    if SAMPLED in trial.user_attrs:  # else it was cut short while it was sampled, and has nothing to keep
-        study.enqueue_trial(params, user_attrs={"hpo:retry_of": number})
+    # A trial cut short while it was sampled has nothing to keep, unless it was queued itself.
+    kept = params if SAMPLED in trial.user_attrs else trial.system_attrs.get("fixed_params")
+    if kept is not None:
+        study.enqueue_trial(kept, user_attrs={"hpo:retry_of": number})
+
+
+def withdraw(study: optuna.Study, number: int) -> None:
+    """End a trial that is not to be evaluated after all; it does not count and is not run again."""
+    trial = study.get_trials(deepcopy=False)[number]
+    study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
+    study.tell(number, state=TrialState.FAIL)
 
 
 def running_here(study: optuna.Study) -> list[FrozenTrial]:
@@ -269,20 +307,37 @@ def running_here(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def recover(study: optuna.Study) -> list[int]:
-    """Interrupt the RUNNING trials whose process on this machine is gone (kill -9, reboot); returns their numbers."""
-    stale = [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if not _is_alive(trial.user_attrs.get(OWNER))
-    ]
+    """Interrupt the RUNNING trials whose process on this machine is gone (kill -9, reboot); returns their numbers.
+
+    What their ranks had started and did not die with them is killed.
+    """
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    stale = [trial for trial in running if not _is_alive(trial)]
     for trial in stale:
+        kill_processes(job_id_prefix(trial_folder(study, trial.number)))
         interrupt(study, trial.number, trial.params)
     return [trial.number for trial in stale]
 
 
-def _is_alive(owner: dict[str, Any] | None) -> bool:
-    if owner is None:  # killed between ask and the first attribute
-        return False
+def running_elsewhere(study: optuna.Study) -> dict[int, str]:
+    """The RUNNING trials of other machines, and their hosts: whether those live cannot be seen from here."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    hosts = {trial.number: trial.user_attrs.get(OWNER, {}).get("host") for trial in running}
+    return {number: host for number, host in hosts.items() if host not in (None, socket.gethostname())}
+
+
+def known_split(study: optuna.Study, definition: StudyDefinition) -> str | None:
+    """The samples and folds on which the study's trials were scored; None when each may have data of its own."""
+    if any(key.startswith("data.") for key in definition.config.search_space):
+        return None
+    known = (trial.user_attrs.get(SPLIT_ID) for trial in study.get_trials(deepcopy=False))
+    return next((split_id for split_id in known if split_id), None)
+
+
+def _is_alive(trial: FrozenTrial) -> bool:
+    owner = trial.user_attrs.get(OWNER)
+    if owner is None:  # about to say so, or killed before it could
+        return trial.datetime_start is None or (datetime.now() - trial.datetime_start).total_seconds() < OWNERLESS_S
     if owner["host"] != socket.gethostname():
         return True  # another machine's; it may well live
     try:

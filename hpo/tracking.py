@@ -113,8 +113,8 @@ class MlflowTracker:
                 pass
             case JobFinished() | TrialFinished():
                 self._unsent.append(event)  # before it is tried: Ctrl-C may come in the middle
-                if not self._is_paused(event) and self._try(partial(self._write, event)):
-                    self._unsent.remove(event)
+                self._write_unsent(event)
+                if event not in self._unsent:
                     self._write_late()
             case _ if not self._is_paused(event) and self._try(partial(self._write, event)):
                 self._write_late()
@@ -176,17 +176,26 @@ class MlflowTracker:
         return masked(text)[:500]
 
     def _write_late(self) -> None:
-        # MLflow answers. An event that it refuses even now is dropped, or it would be tried for ever.
-        while self._unsent and self._clock() >= self._paused_until:
-            self._try(partial(self._write, self._unsent.pop(0)))
+        # MLflow answers. When it refuses one even now, the pause that follows keeps the others for later, too.
+        for event in list(self._unsent):
+            self._write_unsent(event)
+
+    def _write_unsent(self, event: JobFinished | TrialFinished) -> None:
+        if not self._is_paused(event) and self._try(partial(self._write, event)):
+            self._unsent.remove(event)
 
     def _last_writes(self, event: SweepFinished) -> Iterator[Callable[[], None]]:
-        while self._unsent:
-            yield partial(self._write, self._unsent.pop(0))
+        for unsent in self._unsent * 2:  # what fails once is tried once more, after the others
+            if unsent in self._unsent:
+                yield partial(self._write_last, unsent)
         for run in self._runs.not_ended():
             yield partial(self._runs.end, run, "KILLED")
         status = "KILLED" if event.interrupted else "FINISHED"
         yield lambda: self._runs.end(self._study_run(), status)
+
+    def _write_last(self, event: JobFinished | TrialFinished) -> None:
+        self._write(event)
+        self._unsent.remove(event)
 
     def _write(self, event: Event) -> None:
         match event:
@@ -226,9 +235,9 @@ class MlflowTracker:
 
     def _finish_trial(self, event: TrialFinished) -> None:
         run, now, sweep = self._trial_run(event.number), time.time(), self._known_sweep
-        metrics = [(sweep.metric, score, now, fold) for fold, score in enumerate(event.fold_scores)]
+        metrics = [(f"fold_{sweep.metric}", score, now, fold) for fold, score in enumerate(event.fold_scores)]
         if event.value is not None:
-            metrics.append((f"{sweep.metric}_mean", event.value, now, 0))
+            metrics.append((sweep.metric, event.value, now, 0))
         reason = {"hpo.reason": event.reason} if event.reason else {}
         self._runs.log(run, metrics=metrics, tags={"hpo.state": event.state, **reason})
         if event.best_value is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 
 from hpo.cross_validation import run_job
+from hpo.errors import HpoError
 from hpo.events import JobLabel, Listener
 from hpo.report import BestTrial, describe_best
 from hpo.study import folder_of
@@ -25,18 +26,25 @@ class Trained:
     result: TrialResult
 
 
-def train_best(study: optuna.Study, listen: Listener) -> tuple[BestTrial, Trained]:
+def train_best(study: optuna.Study, listen: Listener, *, resume: Path | None = None) -> tuple[BestTrial, Trained]:
     """Train the recorded configuration of the best trial on everything but the test split, and score it on that.
 
-    The configuration is the one on disk, as it was run, not sampled or merged again. Raises NoBestTrialError and
-    ConfigError (when the trial's folder is gone or damaged).
+    The configuration is the one on disk, as it was run, not sampled or merged again; the data must be split as they
+    were for the search. `resume` goes on in a run directory of an earlier call. Raises NoBestTrialError, ConfigError
+    (when the trial's folder is gone or damaged) and HpoError when `resume` trained something else.
     """
     best = describe_best(study)
     recorded = job_config(read_layer(best.folder / "config.yaml"))
-    config = recorded.with_values({"cross_validation.fold": None, "output.save_model": True})
-    label = JobLabel(study=study.study_name)
-    run_dir = RunDir.create(folder_of(study), "best")
-    return best, _train(config, run_dir, label, listen)
+    final = {"cross_validation.fold": None, "cross_validation.split_id": best.split_id, "output.save_model": True}
+    config, label = recorded.with_values(final), JobLabel(study=study.study_name)
+    if resume is None:
+        return best, _train(config, RunDir.create(folder_of(study), "best"), label, listen)
+    if RunDir(resume).load_config() != config:
+        raise HpoError(
+            f"--resume {resume} trained another configuration than that of trial {best.number}, the best one now;"
+            " finish it with hpo train --resume, or leave --resume out"
+        )
+    return best, _train(config, RunDir(resume), label, listen, resume=True)
 
 
 def train_one(config: JobConfig, name: str, listen: Listener, *, resume: Path | None = None) -> Trained:

@@ -12,8 +12,8 @@ from enum import StrEnum
 
 from hpo.devices import Placement, detect_hardware, place
 from hpo.launchers import Job, launch
-from training.config import ConfigError, Failure, FailureKind, JobConfig
-from training.run_dir import Event, Record, RunDir, Tail
+from training.config import Failure, FailureKind, JobConfig, TrainingError
+from training.run_dir import Record, RunDir, Tail
 
 POLL_INTERVAL_S = 0.05
 LOG_TAIL_BYTES = 4000
@@ -39,6 +39,8 @@ class TrialResult:
     duration_s: float
     world_size: int
     run_dir: RunDir
+    split_id: str | None = None
+    """Identity of the samples and folds of a job that did not fail."""
 
 
 OnRecord = Callable[[Record], bool]
@@ -77,19 +79,35 @@ def run_single_trial(
 
 
 def _attempt(config: JobConfig, run_dir: RunDir, placement: Placement, on_record: OnRecord) -> TrialResult:
-    started = time.monotonic()
+    started, outcome = time.monotonic(), None
     try:
         config.micro_batch_size(placement.world_size)
-    except ConfigError as error:
-        run_dir.write_error(Failure(kind=FailureKind.CONFIG, message=str(error)))
-        return _collect(run_dir, placement, started, exit_status=1)
+        exit_status = _launch_and_follow(run_dir, placement, on_record)
+        outcome = run_dir.load_result()  # a written result counts, however the processes ended afterwards
+        failure = None if outcome else run_dir.load_error() or _unexplained(run_dir, placement, exit_status)
+    except TrainingError as error:  # a batch that cannot be shared; a record that a full disk cut off
+        failure = Failure(kind=error.kind, message=str(error))
+        run_dir.write_error(failure)
+    return TrialResult(
+        status=JobStatus.FAILED if outcome is None else JobStatus.STOPPED if outcome.stopped else JobStatus.COMPLETE,
+        metrics=outcome.metrics if outcome else {},
+        failure=failure,
+        duration_s=time.monotonic() - started,
+        world_size=placement.world_size,
+        run_dir=run_dir,
+        split_id=outcome.split_id if outcome else None,
+    )
+
+
+def _launch_and_follow(run_dir: RunDir, placement: Placement, on_record: OnRecord) -> int:
+    """Exit status of the job, of which nothing is left."""
     tail = Tail(run_dir, offset=run_dir.metrics.stat().st_size if run_dir.metrics.exists() else 0)
     job = launch(run_dir, placement)
     try:
         _follow(job, run_dir, tail, on_record)
     finally:
         job.end()
-    return _collect(run_dir, placement, started, exit_status=job.poll() or 0)
+    return job.poll() or 0
 
 
 def _follow(job: Job, run_dir: RunDir, tail: Tail, on_record: OnRecord) -> None:
@@ -104,28 +122,15 @@ def _follow(job: Job, run_dir: RunDir, tail: Tail, on_record: OnRecord) -> None:
             time.sleep(POLL_INTERVAL_S)
 
 
-def _collect(run_dir: RunDir, placement: Placement, started: float, *, exit_status: int) -> TrialResult:
-    # A written result counts, however the processes ended afterwards.
-    outcome = run_dir.load_result()
-    failure = None if outcome else run_dir.load_error() or _unexplained(run_dir, exit_status)
-    status = JobStatus.FAILED if outcome is None else JobStatus.STOPPED if outcome.stopped else JobStatus.COMPLETE
-    return TrialResult(
-        status=status,
-        metrics=outcome.metrics if outcome else {},
-        failure=failure,
-        duration_s=time.monotonic() - started,
-        world_size=placement.world_size,
-        run_dir=run_dir,
-    )
-
-
-def _unexplained(run_dir: RunDir, exit_status: int) -> Failure:
-    """No rank could say why: it was killed, or it never came to our code."""
-    started = any(record.event is Event.START for record in run_dir.records())
-    killed = exit_status < 0 or started
-    kind = FailureKind.SIGNAL if killed else FailureKind.LAUNCH
+def _unexplained(run_dir: RunDir, placement: Placement, exit_status: int) -> Failure:
+    """No rank could say why. The first act of a rank is to open its log; torchrun's status does not tell a signal."""
     how = f"signal {-exit_status}" if exit_status < 0 else f"exit status {exit_status}"
-    text = "a rank was killed" if killed else "the job ended before it began"
+    if exit_status >= 0 and not any(run_dir.logs.glob("rank_*.log")):
+        kind, text = FailureKind.LAUNCH, "the job ended before it began"
+    elif exit_status >= 0 and placement.world_size == 1:
+        kind, text = FailureKind.USER_CODE, "the job left without a result"
+    else:
+        kind, text = FailureKind.SIGNAL, "a rank was killed"
     return Failure(kind=kind, message=f"{text} ({how}); see {run_dir.logs}", traceback=_log_tail(run_dir))
 
 

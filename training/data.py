@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -90,7 +91,7 @@ def _load(folder: Path) -> PreparedData:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["arrays"]}
         groups = np.load(folder / "groups.npy") if (folder / "groups.npy").exists() else None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"prepared data in {folder} is damaged ({error}); remove that folder to build it again"
         ) from error
@@ -130,9 +131,10 @@ def split(data: PreparedData, config: CrossValidationConfig) -> Split:
 def _folds(data: PreparedData, config: CrossValidationConfig) -> np.ndarray:
     """(repeats, samples): the fold of each sample, TEST for the held-out ones. Kept beside the data, if those are."""
     path = data.folder and data.folder / f"folds-{_digest(config.model_dump(exclude={'fold', 'split_id'}))}.npy"
-    if path and path.exists():
-        stored: np.ndarray = np.load(path)
-        return stored
+    with contextlib.suppress(OSError, EOFError, ValueError):  # not there yet, or damaged
+        stored = np.load(path) if path else np.empty(0)
+        if stored.shape == (config.repeats, len(data)):
+            return stored
     from training.folds import assign_folds
 
     folds = assign_folds(data.arrays.get("labels"), data.groups, config, num_samples=len(data))

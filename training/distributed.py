@@ -17,8 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training.config import DistributedConfig
+from training.config import ConfigError, DistributedConfig, Problem
 from training.errors import DistributedStartError
+from training.run_dir import JOB_ID
 
 Statistics = dict[str, Tensor]
 
@@ -95,7 +96,8 @@ def run_context(config: DistributedConfig) -> Iterator[RunContext]:
     """Open this rank's context, and close the process group at the end, also after an error in a single process.
 
     After an error in a distributed job the group is left alone: closing it could wait for a peer that never comes,
-    and the rank is about to exit. Raises DistributedStartError when the group cannot be formed. All ranks.
+    and the rank is about to exit. Raises DistributedStartError when the group cannot be formed,
+    and ConfigError when torch cannot use the GPU it was given. All ranks.
     """
     if "WORLD_SIZE" not in os.environ:
         yield RunContext(rank=0, world_size=1, device=_device(config, local_rank=0))
@@ -125,11 +127,12 @@ def _join(config: DistributedConfig) -> DistributedContext:
 def _device(config: DistributedConfig, *, local_rank: int) -> torch.device:
     wants_gpu = config.accelerator == "cuda" or (config.accelerator == "auto" and torch.cuda.is_available())
     if not wants_gpu:
-        if os.environ.get("CUDA_VISIBLE_DEVICES") and config.accelerator == "auto" and "HPO_JOB_ID" in os.environ:
-            raise DistributedStartError(
+        if os.environ.get("CUDA_VISIBLE_DEVICES") and config.accelerator == "auto" and JOB_ID in os.environ:
+            message = (
                 f"this job was given a GPU, but torch {torch.__version__} cannot use it: install a CUDA build that fits"
                 " the driver, or set distributed.accelerator: cpu"
             )
+            raise ConfigError([Problem(place="distributed.accelerator", message=message)])
         return torch.device("cpu")
     # The launcher narrows CUDA_VISIBLE_DEVICES to this job's GPUs, so local ranks count from zero.
     device = torch.device("cuda", local_rank)

@@ -91,7 +91,7 @@ def classify(error: BaseException) -> FailureKind:
     """Name the kind of an exception caught in a rank (no torch import needed: classes are matched by name)."""
     if isinstance(error, TrainingError):
         return error.kind
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate" in str(error):
         return FailureKind.OOM
     if type(error).__name__ in {"DistBackendError", "DistNetworkError", "DistStoreError"} or _is_lost_peer(error):
         return FailureKind.INFRASTRUCTURE

@@ -21,7 +21,7 @@ def main() -> None:
     redirect_output(run_dir.log(f"rank_{rank}"))
     try:
         run_rank(run_dir)
-    except Exception as error:
+    except BaseException as error:  # sys.exit of a user's code, too
         fail(run_dir, error, rank=rank)
 
 

@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 from training.errors import Failure, TrainingError, classify
-from training.run_dir import RunDir
+from training.run_dir import PARENT_PID, RunDir
 
 _PR_SET_PDEATHSIG = 1
 
@@ -24,10 +24,10 @@ def die_with_parent() -> None:
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = os.environ.get("HPO_PARENT_PID")
+    parent = os.environ.get(PARENT_PID)
     if parent is not None and os.getppid() != int(parent):  # it died before the call
         os.kill(os.getpid(), signal.SIGKILL)
-    os.environ["HPO_PARENT_PID"] = str(os.getpid())
+    os.environ[PARENT_PID] = str(os.getpid())
 
 
 def rank_from_environment() -> int:
@@ -51,11 +51,16 @@ def fail(run_dir: RunDir, error: BaseException, *, rank: int) -> None:
 
     At once: an orderly exit could wait for a peer in a collective, for a loader's worker or for the GPU.
     """
+    leave_error(run_dir, error, rank=rank)
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def leave_error(run_dir: RunDir, error: BaseException, *, rank: int) -> None:
+    """Write the failure to ``error.json``, unless another rank was first, and its traceback to the log."""
     text = "".join(traceback.format_exception(error))
     run_dir.write_error(Failure(kind=classify(error), message=_message(error), rank=rank, traceback=text))
     sys.stderr.write(text)
-    sys.stderr.flush()
-    os._exit(1)
 
 
 def _message(error: BaseException) -> str:

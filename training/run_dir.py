@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,6 +31,9 @@ from training.config import Failure, FailureKind, JobConfig, dump_yaml, job_conf
 from training.errors import DataError
 
 Value = TypeVar("Value")
+
+JOB_ID, PARENT_PID = "HPO_JOB_ID", "HPO_PARENT_PID"
+"""Environment variables that whoever launches a job sets for its ranks: the job's id, the launching process."""
 
 
 class Event(StrEnum):
@@ -124,7 +128,8 @@ class RunDir:
 
     def last_epoch(self) -> int:
         """Finished epochs at the newest checkpoint; 0 when there is none."""
-        return max((int(path.stem.removeprefix("epoch_")) for path in self.checkpoints.glob("epoch_*.pt")), default=0)
+        names = (re.fullmatch(r"epoch_(\d+)\.pt", path.name) for path in self.checkpoints.glob("epoch_*.pt"))
+        return max((int(name[1]) for name in names if name), default=0)
 
     def load_config(self) -> JobConfig:
         """Read ``config.yaml``. Raises ConfigError."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from training.config import JobConfig
 from training.data import Batch, Loaders
 from training.distributed import RunContext
-from training.errors import NonFiniteLossError
+from training.errors import NonFiniteLossError, TrainingError
 from training.optimizer import build_optimizer, build_scheduler
 from training.reporter import Reporter
 from training.run_dir import Event
@@ -61,7 +61,17 @@ def evaluate(model: TrainingModule, loaders: Loaders, context: RunContext) -> di
         for batch in loaders.evaluate:
             for name, value in model.evaluate(_to(batch, context.device)).items():
                 totals[name] = totals[name] + value if name in totals else value
-    return model.summarize(context.sum(totals))
+    return _checked(model.summarize(context.sum(totals)), model)
+
+
+def _checked(metrics: object, model: TrainingModule) -> dict[str, float]:
+    """The metrics as plain numbers. Raises TrainingError when a task of the user's returned something else."""
+    try:
+        return {str(name): float(value) for name, value in metrics.items()}  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise TrainingError(
+            f"summarize of {type(model).__name__} must return numbers by name, such as {{'loss': 0.5}}, not {metrics!r}"
+        ) from error
 
 
 class _Trainer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpo.launchers.job import Job
-from hpo.launchers.processes import launch
+from hpo.launchers.job import Job, kill_processes
+from hpo.launchers.processes import job_id_prefix, launch
 
-__all__ = ["Job", "launch"]
+__all__ = ["Job", "job_id_prefix", "kill_processes", "launch"]

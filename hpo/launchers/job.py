@@ -7,13 +7,15 @@ other grandchildren are found when their parents are gone.
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
 
 import psutil
 
-JOB_ID = "HPO_JOB_ID"
+from training.run_dir import JOB_ID
+
 TERM_GRACE_S = 8.0
 """Between the polite signal and the other one; below the 30 s that schedulers leave."""
 KILL_GRACE_S = 5.0
@@ -26,38 +28,48 @@ class Job:
         self._process = process
         self._job_id = job_id
 
-    @property
-    def pid(self) -> int:
-        """Process id of the agent (or of the only rank)."""
-        return self._process.pid
-
     def poll(self) -> int | None:
         """Exit status of the agent, or None while it runs."""
         return self._process.poll()
 
     def end(self) -> None:
-        """TERM, bounded wait, KILL, bounded wait; returns when no process of the job is left."""
-        if self.poll() is None:
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(TERM_GRACE_S)
-        deadline = time.monotonic() + KILL_GRACE_S
-        while self._kill_all() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        self._process.wait(KILL_GRACE_S)
+        """TERM, bounded wait, KILL, bounded wait; returns when no process of the job is left.
 
-    def _kill_all(self) -> bool:
-        """Kill what carries the job's id; False when nothing did."""
-        found = list(processes_of(self._job_id))
+        An impatient second Ctrl-C ends the first wait, not the killing.
+        """
+        try:
+            if self.poll() is None:
+                self._process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(TERM_GRACE_S)
+        finally:
+            with _deaf():
+                kill_processes(self._job_id)
+                self._process.wait(KILL_GRACE_S)
+
+
+def kill_processes(job_id: str) -> None:
+    """Kill every process whose job id begins with `job_id`, until none is left."""
+    deadline = time.monotonic() + KILL_GRACE_S
+    while (found := list(_processes_of(job_id))) and time.monotonic() < deadline:
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        return bool(found)
+        time.sleep(0.02)
 
 
-def processes_of(job_id: str) -> Iterator[psutil.Process]:
-    """Every live process that carries `job_id` (zombies have no environment any more)."""
+def _processes_of(job_id: str) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(JOB_ID) == job_id:
+        with contextlib.suppress(psutil.Error, OSError):  # zombies have no environment any more
+            if process.environ().get(JOB_ID, "").startswith(job_id):
                 yield process
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Signals wait until the block is over."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -9,21 +9,24 @@ import os
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 
 from hpo.devices import Placement
-from hpo.launchers.job import JOB_ID, Job
-from training.run_dir import RunDir
+from hpo.launchers.job import Job
+from training.run_dir import JOB_ID, PARENT_PID, RunDir
 
-SECRETS = {
-    *("HPO_STORAGE", "PGPASSWORD", "PGPASSFILE", "PGSERVICE", "MLFLOW_TRACKING_URI"),
-    *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
-}
+SECRETS = frozenset(
+    "HPO_STORAGE PGPASSWORD PGPASSFILE PGSERVICE"
+    " MLFLOW_TRACKING_URI MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_TOKEN".split()
+)
 """Ranks speak to no database, so they get no address or password of one."""
+TORCHRUN = frozenset("RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MASTER_ADDR MASTER_PORT".split())
+"""What torchrun sets for its ranks: another job's, when we run inside one."""
 
 
 def launch(run_dir: RunDir, placement: Placement) -> Job:
     """Start the job of `run_dir`. Call from a thread that outlives the job: ranks die with it."""
-    job_id = uuid.uuid4().hex
+    job_id = f"{job_id_prefix(run_dir.path)}{uuid.uuid4().hex}"
     with run_dir.log("agent").open("ab") as log:
         process = subprocess.Popen(
             command(run_dir, placement),
@@ -34,6 +37,11 @@ def launch(run_dir: RunDir, placement: Placement) -> Job:
             start_new_session=True,  # a Ctrl-C in the terminal is the orchestrator's to handle
         )
     return Job(process, job_id)
+
+
+def job_id_prefix(folder: Path) -> str:
+    """How the ids of all jobs begin whose run directory is `folder` or in it."""
+    return f"{folder.absolute()}{os.sep}"
 
 
 def command(run_dir: RunDir, placement: Placement) -> list[str]:
@@ -47,12 +55,12 @@ def command(run_dir: RunDir, placement: Placement) -> list[str]:
 
 def environment(placement: Placement, job_id: str) -> dict[str, str]:
     """The ranks' environment: ours, less secrets and another job's torchrun variables."""
-    inherited = {key: value for key, value in os.environ.items() if key not in SECRETS and key not in _TORCHRUN}
+    inherited = {key: value for key, value in os.environ.items() if key not in SECRETS | TORCHRUN}
     threads = str(placement.threads_per_rank)
     return {
         **inherited,
         JOB_ID: job_id,
-        "HPO_PARENT_PID": str(os.getpid()),
+        PARENT_PID: str(os.getpid()),
         "CUDA_VISIBLE_DEVICES": ",".join(placement.gpus),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
@@ -61,6 +69,3 @@ def environment(placement: Placement, job_id: str) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on GPUs
     }
-
-
-_TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -101,6 +102,16 @@ def run_hpo(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str
     out, err = process.communicate(timeout=240)
     assert process.returncode == status, f"hpo {' '.join(arguments)}: {process.returncode}\n{out}\n{err}"
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def alive(*command: str) -> list[psutil.Process]:
+    """Live processes with exactly this command line."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline() == list(command):  # empty for a zombie
+                found.append(process)
+    return found
 
 
 def ranks_under(folder: Path) -> list[psutil.Process]:

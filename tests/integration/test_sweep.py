@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import optuna
 import pytest
 
-from tests.integration.conftest import ranks_under, run_hpo, start_hpo
+from tests.integration.conftest import alive, ranks_under, run_hpo, start_hpo
 from training.run_dir import Outcome, RunDir
 
 STORAGE = "sqlite:///runs/studies.db"
@@ -102,10 +104,14 @@ def test_two_gloo_ranks_per_trial(workplace: Path) -> None:
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    wait_until(path.exists, process)
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
-    while not path.exists():
+    while not happened():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, f"{path} never came"
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
@@ -145,6 +151,76 @@ def test_after_kill_9_of_the_sweep_ranks_die_and_the_trial_is_run_again(workplac
     stopped.communicate(timeout=60)
     first, second, *_ = trials()
     assert (first.state.name, second.params) == ("FAIL", first.params)
+    assert not [run.data.tags for run in mlflow_runs("digits") if run.info.status == "RUNNING"]
+
+
+def test_what_ranks_had_started_is_gone_after_kill_9_and_the_next_sweep(workplace: Path) -> None:
+    write_task("self.steps == 1 and subprocess.Popen(['sleep', '7654'], start_new_session=True)")
+    sweep = ("sweep", "--study", "digits", "--set", "task=own:Task", "--trials", "1")
+    killed = start_hpo(*sweep, *LONG)
+    wait_for(workplace / "runs/digits/trial_0000/fold_0/metrics.jsonl", killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    [sleeper] = alive("sleep", "7654")
+    stopped = start_hpo(*sweep, *LONG)
+    wait_for(workplace / "runs/digits/trial_0001/fold_0/metrics.jsonl", stopped)
+    assert sleeper not in alive("sleep", "7654")
+    stopped.send_signal(signal.SIGINT)
+    stopped.communicate(timeout=60)
+
+
+def test_two_sweeps_that_start_together_share_one_budget(workplace: Path) -> None:
+    both = [start_hpo("sweep", "--study", "digits", "--trials", "3", "--json") for _ in range(2)]
+    ended = [(process.communicate(timeout=240), process.returncode) for process in both]
+    assert [status for _, status in ended] == [0, 0], ended
+    told = [trial for trial in trials() if "hpo:interrupted" not in trial.user_attrs]
+    assert [trial.state.name for trial in told] == ["COMPLETE"] * 3
+    assert len({str(trial.params) for trial in told}) == 3
+    assert len(outcomes(workplace)) == 6
+
+
+def test_folds_of_a_stopped_trial_agree_in_the_study_in_mlflow_and_on_disk(workplace: Path) -> None:
+    study = workplace / "studies" / "digits.yaml"
+    text = study.read_text().replace("{float: [1e-3, 1e-1], log: true}", "{choice: [1e-9, 1e-2]}")
+    study.write_text(text + "sampler: {name: grid, seed: 0}\nstopping: {startup_trials: 1}\n")
+    done = run_hpo("sweep", "--study", "digits")
+    first, second = trials()
+    assert [(trial.params["optimizer.lr"], trial.state.name) for trial in (first, second)] == [
+        (1e-2, "COMPLETE"),
+        (1e-9, "PRUNED"),
+    ]
+    assert "trial 1  PRUNED  fold 0, epoch 1: " in done.stderr
+    assert list(second.intermediate_values) == [1]
+    folds = Counter(run.data.tags["hpo.trial"] for run in mlflow_runs("digits") if run.data.tags["hpo.kind"] == "fold")
+    assert folds == {"0": 2, "1": 1}
+    assert len(list(workplace.glob("runs/digits/trial_*/fold_*/config.yaml"))) == 3
+
+
+def test_train_best_refuses_data_that_are_split_otherwise_than_in_the_search(workplace: Path) -> None:
+    run_hpo("sweep", "--study", "digits", "--trials", "1")
+    recorded = workplace / "runs" / "digits" / "trial_0000" / "config.yaml"
+    recorded.write_text(recorded.read_text().replace("max_samples: 300", "max_samples: 200"))
+    refused = run_hpo("train-best", "--study", "digits", status=1)
+    assert "data: the data have changed" in refused.stderr
+    assert not list(workplace.glob("runs/digits/best*/model"))
+
+
+def test_an_interrupted_train_best_says_how_to_go_on_and_stays_one_run(workplace: Path) -> None:
+    run_hpo("sweep", "--study", "digits", "--trials", "1")
+    recorded = workplace / "runs" / "digits" / "trial_0000" / "config.yaml"
+    recorded.write_text(recorded.read_text().replace("epochs: 2", "epochs: 1000"))
+    started = start_hpo("train-best", "--study", "digits")
+    wait_until(lambda: RunDir(workplace / "runs/digits/best").last_epoch() > 0, started)
+    started.send_signal(signal.SIGINT)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode == 130
+    _, command = err.strip().splitlines()[-1].split("interrupted; ")
+    arguments = shlex.split(command.partition(" goes on after epoch ")[0])
+    assert arguments[:-1] == ["hpo", "train-best", "--study", "digits", "--resume"]
+    trained = json.loads(run_hpo(*arguments[1:], "--json").stdout)
+    assert trained["model_uri"] == "models:/digits/1"
+    [best] = [run for run in mlflow_runs("digits") if run.data.tags["hpo.kind"] == "job"]
+    assert best.info.status == "FINISHED"
 
 
 def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(workplace: Path) -> None:
@@ -164,10 +240,54 @@ def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(workplace: Path) -> N
 
 
 def test_a_sweep_whose_first_trials_all_fail_alike_stops_and_says_why(workplace: Path) -> None:
-    failed = run_hpo("sweep", "--study", "digits", "--trials", "9", "--set", "model.architecture=resnt", status=1)
+    write_task("raise ArithmeticError('a bug in step ' + str(self.steps))")
+    failed = run_hpo("sweep", "--study", "digits", "--trials", "9", "--set", "task=own:Task", status=1)
     assert len(trials()) == 3
-    assert "no model type 'resnt'" in failed.stderr
+    assert "ArithmeticError: a bug in step 1" in failed.stderr
     assert not ranks_under(workplace)
+
+
+@pytest.mark.parametrize(
+    ("step", "kind", "says"),
+    [
+        ("sys.exit(5)", "user_code", "SystemExit: 5"),
+        ("os._exit(3)", "user_code", "the job left without a result (exit status 3)"),
+        ("os.kill(os.getpid(), 9)", "signal", "a rank was killed (signal 9)"),
+        ("self.summarize = lambda totals: {'accuracy': 'high'}", "user_code", "not {'accuracy': 'high'}"),
+    ],
+)
+def test_what_a_task_does_wrong_is_said_in_its_trial(workplace: Path, step: str, kind: str, says: str) -> None:
+    write_task(step)
+    run_hpo("sweep", "--study", "digits", "--trials", "1", "--set", "task=own:Task", status=1)
+    [status] = json.loads(run_hpo("status", "--json").stdout)
+    assert status["failures"] == {kind: 1}
+    assert says in status["last_failure"]
+
+
+def write_task(step: str) -> None:
+    """A task of one's own, ``own:Task``, whose modules execute `step` in every training step."""
+    Path("own.py").write_text(
+        "import os, signal, subprocess, sys\n"
+        "from training.tasks.image_classification import ImageClassification\n"
+        "class Task(ImageClassification):\n"
+        "    def build_model(self, config, data):\n"
+        "        model = super().build_model(config, data)\n"
+        "        model.steps = 0\n"
+        "        model.register_forward_pre_hook(act)\n"
+        "        return model\n"
+        "def act(self, inputs):\n"
+        "    self.steps += 1\n"
+        f"    {step}\n"
+    )
+
+
+def test_a_mistake_in_the_model_is_found_before_there_is_a_study(workplace: Path) -> None:
+    refused = run_hpo("sweep", "--study", "digits", "--set", "model.architecture=resnt", status=2)
+    assert (
+        "--set model.architecture=resnt: model.architecture: transformers has no model type 'resnt'" in refused.stderr
+    )
+    assert not (workplace / "runs" / "digits").exists()
+    assert json.loads(run_hpo("status", "--json").stdout) == []
 
 
 def test_status_and_best_work_while_a_sweep_runs(workplace: Path) -> None:
@@ -186,7 +306,7 @@ def test_status_and_best_work_while_a_sweep_runs(workplace: Path) -> None:
     ("arguments", "says"),
     [
         (("sweep", "--study", "digit"), "did you mean 'digits'?"),
-        (("best", "--study", "digits"), "run hpo sweep --study digits first"),
+        (("best", "--study", "digits"), "yet; run hpo sweep first"),
         (("sweep", "--study", "digits", "--env", "kagle"), "did you mean 'kaggle'?"),
         (("sweep", "--study", "digits", "--set", "optimizer.lrr=1"), "did you mean 'lr'?"),
         (("sweep", "--study", "digits", "--trials", "0"), "--trials 0: budget.trials must be"),
@@ -215,15 +335,18 @@ def test_a_sweep_on_postgresql(workplace: Path, postgres_url: str, monkeypatch: 
 def test_a_sweep_goes_on_without_mlflow(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
     done = run_hpo("sweep", "--study", "digits", "--trials", "1")
-    assert done.stderr.count("note: ") == 1
+    assert done.stderr.count("does not take the results") == 1
     assert [trial.state.name for trial in trials()] == ["COMPLETE"]
 
 
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("model.hiden_size=3", "config: model.hiden_size: not a known key; did you mean 'hidden_size'?"),
-        ("data.image_column=picture", "data: data.image_column: 'picture' is not a column of digits"),
+        (
+            "model.hiden_size=3",
+            "--set model.hiden_size=3: model.hiden_size: not a known key; did you mean 'hidden_size'?",
+        ),
+        ("data.image_column=picture", "picture: data.image_column: 'picture' is not a column of digits"),
         ("training.global_batch_size=1024", "data: 120 training samples are fewer than"),
     ],
 )

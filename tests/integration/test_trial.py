@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 
-from hpo.launchers.job import JOB_ID
 from hpo.trial import JobStatus, TrialResult, run_single_trial
-from tests.integration.conftest import ranks_under
+from tests.integration.conftest import alive, ranks_under
 from training.config import FailureKind, JobConfig
-from training.run_dir import Event, Record, RunDir
+from training.run_dir import JOB_ID, Event, Record, RunDir
 
 TWO_RANKS = {"distributed.strategy": "ddp", "distributed.devices": 2}
 
@@ -134,6 +134,54 @@ def test_an_exception_of_the_listener_ends_the_job_first(job: JobConfig, tmp_pat
         run_single_trial(config, RunDir(tmp_path / "run"), on_record=interrupt, on_notice=print)
     assert len(seen) == 3
     assert not any(process.is_running() for process in seen)
+
+
+def test_an_impatient_second_ctrl_c_leaves_no_process_either(
+    job: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("stubborn.py").write_text(
+        "import signal, subprocess\n"
+        "from training.tasks.image_classification import ImageClassification\n"
+        "class Stubborn(ImageClassification):\n"
+        "    def build_model(self, config, data):\n"
+        "        signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "        subprocess.Popen(['sleep', '7655'], start_new_session=True)\n"
+        "        return super().build_model(config, data)\n"
+    )
+    seen: list[psutil.Process] = []
+
+    def interrupt(record: Record) -> bool:
+        seen.extend(alive("sleep", "7655"))
+        seen.extend(ranks_under(tmp_path))
+        threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hpo.launchers.job.TERM_GRACE_S", 100.0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    config = job.with_values({"task": "stubborn:Stubborn", "training.epochs": 5000})
+    with pytest.raises(KeyboardInterrupt):
+        run_single_trial(config, RunDir(tmp_path / "run"), on_record=interrupt, on_notice=print)
+    assert len(seen) == 2
+    assert not alive("sleep", "7655") and not ranks_under(tmp_path)
+
+
+def test_a_rank_killed_before_its_first_step_is_no_failed_start(
+    job: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("killed.py").write_text(
+        "import os\n"
+        "from training.tasks.image_classification import ImageClassification\n"
+        "class Killed(ImageClassification):\n"
+        "    def build_model(self, config, data):\n"
+        "        os.kill(os.getpid(), 9)\n"
+    )
+    notices: list[str] = []
+    result = run(job.with_values({**TWO_RANKS, "task": "killed:Killed"}), tmp_path / "run", notices)
+    assert (result.status, notices) == (JobStatus.FAILED, [])
+    assert result.failure is not None
+    assert result.failure.kind in {FailureKind.SIGNAL, FailureKind.INFRASTRUCTURE}
 
 
 def test_ranks_see_no_database_secret(job: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

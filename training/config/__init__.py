@@ -4,6 +4,7 @@ from training.config.layers import (
     assign,
     find_file,
     flatten,
+    in_reading_order,
     job_config,
     keys_at,
     merge,
@@ -11,6 +12,7 @@ from training.config.layers import (
     problems_of,
     settings_layer,
     suggestion,
+    valid_part,
     validate,
 )
 from training.config.schema import TASK_METRICS, CrossValidationConfig, DistributedConfig, JobConfig, Section
@@ -34,6 +36,7 @@ __all__ = [
     "dump_yaml",
     "find_file",
     "flatten",
+    "in_reading_order",
     "job_config",
     "keys_at",
     "merge",
@@ -43,5 +46,6 @@ __all__ = [
     "read_layer",
     "settings_layer",
     "suggestion",
+    "valid_part",
     "validate",
 ]

@@ -6,12 +6,13 @@ defaults < base < environment < study < sampled values < ``--set``.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,16 +24,29 @@ from training.config.source import KeyPath, Layer, parse_setting
 from training.errors import ConfigError, Problem
 
 Model = TypeVar("Model", bound=BaseModel)
+MAX_REPAIRS = 5
+"""Rounds of taking away what breaks a rule; a rule between fields is checked only when each of them is right."""
 
 
 def merge(layers: Iterable[Layer]) -> Layer:
     """One layer from many; later ones win."""
     merged = Layer()
     for layer in layers:
+        _forget_replaced(merged, layer.places)
         _merge_into(merged.values, layer.values)
         merged.places.update(layer.places)
         merged.problems.extend(layer.problems)
     return merged
+
+
+def _forget_replaced(merged: Layer, paths: Iterable[KeyPath]) -> None:
+    """A plain value that becomes a mapping no longer stands where it stood."""
+    for path in paths:
+        value: Any = merged.values
+        for length, key in enumerate(path[:-1], start=1):
+            value = value.get(key) if isinstance(value, dict) else None
+            if not isinstance(value, dict):
+                merged.places.pop(path[:length], None)
 
 
 def _merge_into(target: dict[str, Any], values: Mapping[str, Any]) -> None:
@@ -52,7 +66,9 @@ def settings_layer(settings: Iterable[str]) -> Layer:
 
 def options_layer(options: Mapping[str, str]) -> Layer:
     """The layer of command-line options that stand for a key: ``{"budget.trials": "6"}`` came from ``--trials 6``."""
-    return merge(_setting(f"{key}={text}", f"--{key.split('.')[-1]} {text}") for key, text in options.items())
+    # Nothing at all is YAML for null, which would quietly take the option's key away.
+    given = {key: text if text.strip() else "''" for key, text in options.items()}
+    return merge(_setting(f"{key}={text}", f"--{key.split('.')[-1]} {text}") for key, text in given.items())
 
 
 def _setting(setting: str, place: str) -> Layer:
@@ -100,6 +116,39 @@ def validate(model: type[Model], layer: Layer) -> Model:
     if problems:
         raise ConfigError(problems)
     return validated
+
+
+def valid_part(model: type[Model], layer: Layer) -> Model | None:
+    """The model without the values that break a rule, to look at the others; None when there is no such model."""
+    values = copy.deepcopy(layer.values)
+    for _ in range(MAX_REPAIRS):
+        try:
+            return model.model_validate(values)
+        except ValidationError as error:
+            if not all(_remove(values, path) for path, _ in list(_by_path(error, values))):
+                return None
+    return None
+
+
+def _remove(values: Any, path: KeyPath) -> bool:
+    """Delete the entry at `path`, or what holds it when that is no mapping; whether there was one."""
+    for key in path:
+        inner = values.get(key)
+        if not isinstance(inner, dict) or key is path[-1]:
+            return values.pop(key, None) is not None
+        values = inner
+    return False
+
+
+def in_reading_order(problems: Sequence[Problem]) -> list[Problem]:
+    """File by file as they came, and line by line in each."""
+    files = [problem.place.partition(":")[0] for problem in problems]
+
+    def order(problem: Problem) -> tuple[int, int]:
+        file, _, line = problem.place.partition(":")
+        return files.index(file), int(line) if line.isdecimal() else 0
+
+    return sorted(problems, key=order)
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], layer: Layer) -> list[Problem]:
@@ -176,21 +225,25 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 def keys_at(model: type[BaseModel], path: KeyPath) -> list[str]:
     """The keys that are valid at `path` of `model`."""
-    current: Any = model
+    found: Any = model
     for key in path:
-        current = _field_type(current, str(key))
-        if current is None:
-            return []
-    return [field.alias or name for name, field in current.model_fields.items()]
+        found = next((_below(option, str(key)) for option in _options(found) if _below(option, str(key))), None)
+    models = [option for option in _options(found) if isinstance(option, type) and issubclass(option, BaseModel)]
+    return [field.alias or name for each in models for name, field in each.model_fields.items()]
 
 
-def _field_type(model: type[BaseModel], key: str) -> type[BaseModel] | None:
-    fields = {field.alias or name: field for name, field in model.model_fields.items()}
-    if key not in fields:
+def _options(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+def _below(annotation: Any, key: str) -> Any:
+    """The type of what `key` leads to in a model or a mapping; None when it leads nowhere."""
+    if typing.get_origin(annotation) is dict:
+        return typing.get_args(annotation)[1]
+    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return None
-    annotation = fields[key].annotation
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+    fields = {field.alias or name: field.annotation for name, field in annotation.model_fields.items()}
+    return fields.get(key)
 
 
 def find_file(name: str, *, beside: Path | None = None) -> Path | None:

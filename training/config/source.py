@@ -43,7 +43,10 @@ class Layer:
     problems: list[Problem] = field(default_factory=list)
 
     def place_of(self, path: KeyPath) -> str:
-        """The place of `path`, or of its nearest parent that has one."""
+        """The place of `path`, of what was last written below it, or of its nearest parent that has one."""
+        below = [place for other, place in self.places.items() if path and other[: len(path)] == path]
+        if path not in self.places and below:
+            return below[-1]
         for length in range(len(path), -1, -1):
             if path[:length] in self.places:
                 return self.places[path[:length]]
@@ -88,7 +91,7 @@ def parse_layer(text: str, *, name: str) -> Layer:
         raise _error(name, "is not valid Unicode text") from error
     value = builder.root
     if value is None:
-        return Layer()
+        return Layer({}, {(): f"{name}:1"}, builder.problems)
     if not isinstance(value, dict):
         raise _error(f"{name}:1", "the top level must be a mapping of keys to values")
     return Layer(value, builder.places, builder.problems)

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -255,8 +255,8 @@ def test_plain_sweep_is_a_line_per_start_fold_and_verdict() -> None:
         SweepFinished(),
     ) == [
         "trial 3  started  optimizer.lr=0.0012",
-        "trial 3  fold 1/2  accuracy 0.8421  4.1 s",
-        "trial 3  fold 2/2  accuracy 0.8000  4.1 s",
+        "trial 3  fold 0 of 2  accuracy 0.8421  4.1 s",
+        "trial 3  fold 1 of 2  accuracy 0.8000  4.1 s",
         "trial 3  COMPLETE  accuracy 0.8210 (2 folds)  best 0.8210 (trial 3)  2/3 trials",
     ]
 
@@ -270,7 +270,7 @@ def test_plain_failure_says_why_and_keeps_the_best() -> None:
         tell(4, None, best=0.75, state=TrialState.FAIL, reason="oom: CUDA out of memory"),
     )
     assert lines[1:] == [
-        "trial 4  fold 1/2  failed  oom  4.1 s",
+        "trial 4  fold 0 of 2  failed  oom  4.1 s",
         "trial 4  FAIL  oom: CUDA out of memory  best 0.7500  2/3 trials",
     ]
 
@@ -284,7 +284,7 @@ def test_plain_pruned_trial_shows_the_fold_that_stopped() -> None:
         tell(4, 0.3, best=0.75, state=TrialState.PRUNED),
     )
     assert lines[1:] == [
-        "trial 4  fold 2/2  stopped  accuracy 0.3000  4.1 s",
+        "trial 4  fold 1 of 2  stopped  accuracy 0.3000  4.1 s",
         "trial 4  PRUNED  accuracy 0.3000 (2 folds)  best 0.7500  1/3 trials",
     ]
 
@@ -380,10 +380,9 @@ def test_eta_ignores_folds_that_ended_early() -> None:
     assert eta_of_trial_0(fold_of(10, label(0, 0)), stopped) == "  ETA 40.0 s"
 
 
-def test_eta_counts_trials_that_run_side_by_side() -> None:
-    # Five folds of ten seconds are left, two at a time.
-    lines = Screen().show(sweep(), trial(0), trial(1), *fold_of(10, label(0)))
-    assert "0/3 trials  ETA 25.0 s  elapsed 10.0 s" in lines[-3]
+def test_a_trial_that_is_queued_again_is_not_counted() -> None:
+    interrupted = replace(tell(0, None, state=TrialState.FAIL), num_finished=0)
+    assert "0/3 trials" in Screen().show(sweep(), trial(0), interrupted)[-1]
 
 
 def test_eta_counts_down_between_folds() -> None:
@@ -409,11 +408,11 @@ def test_live_shows_where_the_sweep_the_trial_and_the_fold_are() -> None:
     assert bar.startswith("━")
     assert bar.endswith("  best 0.9000  1/3 trials  elapsed 0.0 s")
     assert running == "trial 3  1/2 folds  accuracy 0.8421  lr=0.01"
-    assert fold == "  fold 2/2  epoch 2/3  step 30  train loss 0.5500  accuracy 0.7000"
+    assert fold == "  fold 1 of 2  epoch 2/3  step 30  train loss 0.5500  accuracy 0.7000"
 
 
 def test_live_fold_before_its_first_record_is_starting() -> None:
-    assert Screen().show(sweep(), trial(0), start(label()))[-1] == "  fold 1/2  starting"
+    assert Screen().show(sweep(), trial(0), start(label()))[-1] == "  fold 0 of 2  starting"
 
 
 def test_live_finished_trial_scrolls_above_and_leaves_the_display() -> None:
@@ -434,9 +433,9 @@ def test_live_shows_every_trial_that_runs() -> None:
     lines = Screen().show(sweep(), trial(0), trial(1), start(label(1)), start(label(0)))
     assert lines[-4:] == [
         "trial 0  0/2 folds",
-        "  fold 1/2  starting",
+        "  fold 0 of 2  starting",
         "trial 1  0/2 folds",
-        "  fold 1/2  starting",
+        "  fold 0 of 2  starting",
     ]
 
 

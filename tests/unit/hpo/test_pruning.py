@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from hpo.definition import StudyDefinition
-from hpo.pruning import Pruner, StepAxis, step_axis
+from hpo.pruning import Pruner, StepAxis
 from hpo.study_config import StoppingConfig, StudyConfig
 from training.config import JobConfig, Layer
 
@@ -31,7 +31,7 @@ def stops(
     """Whether a trial with `curve` is stopped after its last value."""
     pruner = Pruner(study, StoppingConfig(startup_trials=startup, **config), AXIS, maximize=maximize)
     fold, epoch = max(curve)
-    return pruner.should_stop({AXIS.step(*at): value for at, value in curve.items()}, fold, epoch)
+    return bool(pruner.reason_to_stop({AXIS.step(*at): value for at, value in curve.items()}, fold, epoch))
 
 
 def definition(**search_space: Any) -> StudyDefinition:
@@ -43,7 +43,7 @@ def definition(**search_space: Any) -> StudyDefinition:
         }
     )
     job = JobConfig().with_values({"training.epochs": 4})
-    return StudyDefinition(config=config, job=job, environment="local", layer=Layer(), settings=Layer())
+    return StudyDefinition(config=config, job=job, environment="local", layer=Layer(), settings=Layer(), space=Layer())
 
 
 # The axis
@@ -68,7 +68,7 @@ def test_the_steps_of_a_fold_begin_at_its_first_epoch() -> None:
     ],
 )
 def test_the_axis_has_room_for_the_longest_trial_of_the_study(searched: dict[str, Any], epochs: int) -> None:
-    assert step_axis(definition(**searched)) == StepAxis(epochs)
+    assert definition(**searched).max_epochs == epochs
 
 
 # The median

@@ -37,7 +37,7 @@ def complete(*scores: float) -> optuna.trial.FrozenTrial:
 
 
 def failed(kind: str | None = None, **attrs: object) -> optuna.trial.FrozenTrial:
-    failure = {FAILURE: {"kind": kind}} if kind else {}
+    failure = {FAILURE: {"kind": kind, "message": f"told at {kind}"}} if kind else {}
     return create_trial(state=TrialState.FAIL, user_attrs={**failure, **attrs})
 
 
@@ -131,6 +131,7 @@ def test_trials_are_counted_by_state_and_interrupted_ones_apart() -> None:
     assert status.interrupted == 2
     assert (status.best_trial, status.best_value) == (1, 0.75)
     assert status.failures == {"oom": 2, "data": 1}
+    assert status.last_failure == "told at data"
     assert status.running == [{"number": 8, "params": {"x": 0.5}, "reports": 2}]
 
 

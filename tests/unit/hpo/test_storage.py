@@ -109,12 +109,15 @@ def test_a_sqlite_connection_waits_for_other_writers(open_storage: Open, tmp_pat
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == SQLITE_WAIT_S * 1000
 
 
-def test_an_in_memory_database_makes_no_folder(
-    open_storage: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for url in ("sqlite://", "sqlite:///:memory:"):
-        optuna.create_study(storage=open_storage(url))
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_a_database_that_ends_with_the_process_is_refused(url: str) -> None:
+    with pytest.raises(StorageError, match="in memory is lost with the process; give a file"):
+        really_open(url)
+
+
+def test_only_who_creates_gets_a_new_database(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=f"there is no study database {tmp_path}/typo.db yet"):
+        really_open(f"sqlite:///{tmp_path}/typo.db", create=False)
     assert list(tmp_path.iterdir()) == []
 
 

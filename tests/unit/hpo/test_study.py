@@ -18,12 +18,13 @@ import optuna
 import psutil
 import pytest
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from hpo.definition import StudyDefinition
 from hpo.errors import NoBestTrialError, StudyChangedError, StudyNotFoundError
 from hpo.storage import open_storage
 from hpo.study import (
+    IDENTITY,
     INTERRUPTED,
     OWNER,
     ask,
@@ -36,8 +37,12 @@ from hpo.study import (
     interrupt,
     load_study,
     open_study,
+    places_taken,
     recover,
+    running_elsewhere,
+    sampled,
     this_process,
+    withdraw,
 )
 from hpo.study_config import StudyConfig
 from training.config import Layer, job_config, merge, settings_layer
@@ -48,6 +53,7 @@ MOMENTUM = {"float": [0.5, 0.99], "when": {"optimizer.name": "sgd"}}
 EPOCHS = {"int": [1, 5]}
 PLAIN = {"optimizer.lr": LR, "optimizer.momentum": {"float": [0.5, 0.99]}, "training.epochs": EPOCHS}
 CONDITIONAL = {"optimizer.lr": LR, "optimizer.name": NAME, "optimizer.momentum": MOMENTUM}
+SCORED = create_trial(state=TrialState.COMPLETE, value=1.0)
 GRID = {"optimizer.name": NAME, "training.epochs": {"int": [1, 3]}, "optimizer.lr": {"float": [0.1, 0.3], "step": 0.1}}
 
 
@@ -62,7 +68,7 @@ def storage(storage_url: str) -> Iterator[RDBStorage]:
 @pytest.fixture
 def memory() -> Iterator[RDBStorage]:
     """One kind of database, the fastest, for what does not depend on it."""
-    opened = open_storage("sqlite://")
+    opened = RDBStorage("sqlite://")
     yield opened
     close(opened)
 
@@ -202,8 +208,17 @@ def test_a_study_made_otherwise_is_refused_with_the_differences_and_left_as_it_w
     assert (study.user_attrs, study.direction.name) == (before, "MAXIMIZE")
 
 
+def test_a_mistake_can_be_corrected_while_nothing_is_scored(storage: RDBStorage) -> None:
+    study = open_study(define(settings=("seed=1",)), storage)
+    study.add_trial(create_trial(state=TrialState.FAIL))
+    assert open_study(define(settings=("seed=2",)), storage).user_attrs[IDENTITY]["config"]["seed"] == 2
+    study.add_trial(SCORED)
+    with pytest.raises(StudyChangedError, match="seed: 2 -> 3"):
+        open_study(define(settings=("seed=3",)), storage)
+
+
 def test_the_difference_shows_no_password(memory: RDBStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_study(define(), memory)
+    open_study(define(), memory).add_trial(SCORED)
     monkeypatch.setattr(memory, "url", "postgresql://user:s3cret@host/db")
     for refused in (lambda: open_study(define(settings=("seed=1",)), memory), lambda: load_study("x", memory)):
         with pytest.raises((StudyChangedError, StudyNotFoundError)) as caught:
@@ -236,7 +251,7 @@ def test_a_wider_range_is_accepted_and_really_searched(storage: RDBStorage) -> N
 
 
 def test_longer_trainings_are_refused_because_they_number_the_reported_values(memory: RDBStorage) -> None:
-    open_study(define(PLAIN), memory)
+    open_study(define(PLAIN), memory).add_trial(SCORED)
     open_study(define({**PLAIN, "training.epochs": {"int": [2, 5]}}), memory)
     with pytest.raises(StudyChangedError, match=r"highest training\.epochs: 5 -> 9"):
         open_study(define({**PLAIN, "training.epochs": {"int": [1, 9]}}), memory)
@@ -502,10 +517,14 @@ def test_a_dead_process_that_nobody_waited_for_is_dead(memory: RDBStorage) -> No
     process.communicate()
 
 
-def test_a_trial_killed_before_it_had_an_owner_is_sampled_anew(memory: RDBStorage) -> None:
+def test_a_trial_killed_before_it_had_an_owner_is_sampled_anew(
+    memory: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     definition = define()
     study = open_study(definition, memory)
     study.ask()
+    assert recover(study) == []  # it may be about to say who evaluates it
+    monkeypatch.setattr("hpo.study.OWNERLESS_S", -1.0)
     assert recover(study) == [0]
     assert set(ask(study, definition)[1]) == set(PLAIN)
 
@@ -519,3 +538,36 @@ def test_recovering_twice_queues_a_trial_once_more_and_not_twice(storage: RDBSto
     assert recover(study) == [1]
     assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL", "WAITING"]
     assert ask(study, definition)[1] == params
+
+
+def test_a_queued_trial_cut_short_while_it_is_sampled_keeps_its_hyperparameters(storage: RDBStorage) -> None:
+    study = open_study(define(), storage)
+    study.enqueue_trial({"optimizer.lr": 0.01})
+    study.ask()
+    interrupt(study, 0, {})
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]
+    assert study.trials[1].system_attrs["fixed_params"] == {"optimizer.lr": 0.01}
+
+
+def test_a_place_is_taken_by_who_has_the_lower_number(storage: RDBStorage) -> None:
+    definition = define()
+    study = open_study(definition, storage)
+    study.add_trial(SCORED)
+    ask(study, definition)
+    ask(study, definition)
+    assert [places_taken(study, before=number) for number in (1, 2)] == [1, 2]
+    withdraw(study, 2)
+    assert (places_taken(study), len(finished_trials(study)), study.trials[2].state.name) == (2, 1, "FAIL")
+
+
+def test_trials_of_another_machine_are_left_alone_and_named(storage: RDBStorage) -> None:
+    study = open_study(define(), storage)
+    asked(study, define(), {"host": "another", "pid": 1, "since": 0.0})
+    assert (recover(study), running_elsewhere(study)) == ([], {0: "another"})
+
+
+def test_sampling_outside_a_storage_obeys_conditions_and_pins() -> None:
+    params = sampled(define(CONDITIONAL, settings=("optimizer.lr=0.01",)), 20)
+    assert {each["optimizer.lr"] for each in params} == {0.01}
+    assert all(("optimizer.momentum" in each) == (each["optimizer.name"] == "sgd") for each in params)
+    assert len({str(each) for each in params}) > 5

@@ -213,8 +213,8 @@ def test_a_trial_says_what_was_tried_and_how_it_scored(mlflow: Mlflow) -> None:
     run = mlflow.run("trial")
     assert run.data.params == {"optimizer.lr": "1e-05", "optimizer.name": "sgd"}
     assert run.data.tags["hpo.state"] == "COMPLETE"
-    assert run.data.metrics["accuracy_mean"] == 0.75
-    scores = mlflow.client.get_metric_history(run.info.run_id, "accuracy")
+    assert run.data.metrics["accuracy"] == 0.75
+    scores = mlflow.client.get_metric_history(run.info.run_id, "fold_accuracy")
     assert [(score.step, score.value) for score in scores] == [(0, 0.5), (1, 1.0)]
     assert parse_layer(mlflow.artifact(run, "config.yaml"), name="config.yaml").values == CONFIG.model_dump()
     assert mlflow.run("study").data.metrics == {"best_accuracy": 0.75}
@@ -318,7 +318,7 @@ def test_values_that_are_not_finite_are_kept(mlflow: Mlflow) -> None:
     send(tracker := mlflow.tracker(), sweep(), told(value=math.nan, fold_scores=(math.nan, -math.inf)))
     send(tracker, SweepFinished())
     assert math.isnan(mlflow.run("fold").data.metrics["train/loss"])
-    assert math.isnan(mlflow.run("trial").data.metrics["accuracy_mean"])
+    assert math.isnan(mlflow.run("trial").data.metrics["accuracy"])
     assert mlflow.notices == []
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from training.config import ConfigError, dump_yaml, parse_layer, read_layer
-from training.config.source import MAX_BYTES, MAX_DEPTH, MAX_NODES
+from training.config.source import MAX_BYTES, MAX_DEPTH, MAX_NODES, Layer
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -131,7 +131,13 @@ def test_what_has_no_place_of_its_own_has_its_parents() -> None:
     layer = parse_layer("\n\na:\n  b: 1\n", name="f")
     assert layer.place_of(("a", "b", "missing")) == "f:4"
     assert layer.place_of(("missing",)) == "f:3"
-    assert parse_layer("", name="f").place_of(("missing",)) == "defaults"
+    assert parse_layer("", name="f").place_of(("missing",)) == "f:1"
+    assert Layer().place_of(("missing",)) == "defaults"
+
+
+def test_a_section_written_only_through_its_keys_is_where_the_last_of_them_is() -> None:
+    layer = Layer({"a": {"b": 1, "c": 2}}, {("a", "b"): "x:1", ("a", "c"): "--set a.c=2"})
+    assert layer.place_of(("a",)) == "--set a.c=2"
 
 
 def test_a_part_of_a_layer_keeps_its_places() -> None:
