@@ -142,7 +142,7 @@ def train(
         tracker = connect(None, Path(job.output.root), _notice(console))
         trained = train_one(job, name, _all(console, tracker, last), resume=resume)
     _require_complete(trained)
-    show.trained(trained, model_uri=None, as_json=as_json)
+    show.trained(trained, model_uri=None, tracking=tracker.where, as_json=as_json)
 
 
 @app.command("train-best")
@@ -171,7 +171,7 @@ def train_best_command(  # noqa: PLR0913 - its parameters are the command's opti
         name, params = definition.config.study, {key: str(value) for key, value in best.params.items()}
         metrics, folder = trained.result.metrics, trained.result.run_dir.model
         uri = tracker.log_model(trained.label, folder, name=name, metrics=metrics, params=params)
-    show.trained(trained, model_uri=uri, as_json=as_json)
+    show.trained(trained, model_uri=uri, tracking=tracker.where, as_json=as_json)
 
 
 @app.command()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import shlex
+import shutil
 import sys
 import textwrap
 from dataclasses import asdict
@@ -17,7 +20,7 @@ from hpo.devices import Placement
 from hpo.preflight import Check
 from hpo.report import BestTrial, StudyStatus
 from hpo.train_best import Trained
-from training.config import Failure, FailureKind
+from training.config import Failure, FailureKind, JobConfig
 
 USER_MISTAKES = (FailureKind.CONFIG, FailureKind.DATA)
 """Their message says what to do; a traceback would hide it."""
@@ -46,7 +49,7 @@ def best(winner: BestTrial, *, as_json: bool, again: str, tracking: str | None =
     _print_next(f"hpo train-best {again}", f"hpo dashboard {again}")
 
 
-def trained(job: Trained, *, model_uri: str | None, as_json: bool) -> None:
+def trained(job: Trained, *, model_uri: str | None, tracking: str, as_json: bool) -> None:
     """A finished training: metrics, where the model is and how to load it."""
     result, model = job.result, job.result.run_dir.model
     saved = model if model.exists() else None
@@ -57,6 +60,7 @@ def trained(job: Trained, *, model_uri: str | None, as_json: bool) -> None:
                 "run_dir": str(result.run_dir.path),
                 "model": saved and str(saved),
                 "model_uri": model_uri,
+                "mlflow": tracking,
                 "seconds": result.duration_s,
                 "world_size": result.world_size,
             }
@@ -65,25 +69,26 @@ def trained(job: Trained, *, model_uri: str | None, as_json: bool) -> None:
     rows: list[tuple[str, Any]] = [(name, number(value)) for name, value in result.metrics.items()]
     rows += [("scored on", scored_on), ("run directory", result.run_dir.path)]
     rows += [("model", saved)] if saved else []
+    rows += [("mlflow", tracking)]
     rows += [("registered", model_uri)] if model_uri else []
     _print_rows(rows)
     if saved:
-        _print_next(how_to_load(job, saved), label="load it")
+        _print_next(*how_to_load(job.config, saved), label="load it")
+    if model_uri:
+        _print_next(f"mlflow artifacts download --artifact-uri {model_uri} --tracking-uri {tracking}", label="fetch it")
 
 
-def how_to_load(trained: Trained, folder: Path) -> str:
+def how_to_load(config: JobConfig, folder: Path) -> list[str]:
     """Python that loads the saved model."""
-    config = trained.config
-    if config.task == "image_classification" and config.model.architecture in {"mlp", "cnn"}:
-        return f'from training.tasks.image_networks import load_small_network; load_small_network("{folder}")'
-    classes = {
-        "text_classification": "AutoModelForSequenceClassification",
-        "image_classification": "AutoModelForImageClassification",
-    }
-    if config.task not in classes:
-        return f'"{folder}" is what the save method of {config.task} wrote'
-    name = classes[config.task]
-    return f'from transformers import {name}; {name}.from_pretrained("{folder}")'
+    if config.task == "text_classification":
+        return ["from transformers import pipeline", f'pipeline("text-classification", "{folder}")("a text")']
+    if config.task != "image_classification":
+        return [f"# {folder} is what the save method of {config.task} wrote"]
+    if config.model.pretrained is None and config.model.architecture in {"mlp", "cnn"}:
+        module, call = "training.tasks.image_networks", "load_small_network"
+    else:
+        module, call = "transformers", "AutoModelForImageClassification.from_pretrained"
+    return [f"from {module} import {call.partition('.')[0]}", f'{call}("{folder}")']
 
 
 def status(statuses: list[StudyStatus], *, as_json: bool) -> None:
@@ -179,4 +184,10 @@ def _print_rows(rows: list[tuple[str, Any]]) -> None:
 def _print_next(*commands: str, label: str = "next") -> None:
     print(f"\n{label}:")
     for command in commands:
-        print(f"  {command}")
+        print(f"  {_as_typed(command)}")
+
+
+def _as_typed(command: str) -> str:
+    """`command` as the user's shell finds it: with the path of this ``hpo`` where that is not on it."""
+    is_found = not command.startswith("hpo ") or shutil.which("hpo") is not None
+    return command if is_found else shlex.quote(os.path.relpath(sys.argv[0])) + command.removeprefix("hpo")

@@ -49,6 +49,8 @@ def _kind(field: dict[str, Any]) -> str:
     if "enum" in field or "const" in field:
         return " or ".join(f"`{_yaml(value)}`" for value in field.get("enum", [field.get("const")]))
     bounds = [text.format(field[key]) for key, text in _BOUNDS.items() if key in field]
+    if "maxItems" in field and field["maxItems"] == field.get("minItems"):
+        bounds = [f"exactly {field['minItems']}"]
     name = {"integer": "int", "number": "float", "string": "text", "boolean": "true or false", "object": "mapping"}
     kind = "null" if field.get("type") == "null" else name.get(field.get("type", ""), field.get("type", "any value"))
     if kind == "array":

@@ -41,6 +41,7 @@ class TextClassification:
         table = sample(load_table(config.data), config)
         texts = [str(text) for text in table.column(config.data.text_column, key="data.text_column")]
         tokenizer = _tokenizer(config, texts)
+        tokenizer.model_max_length = config.data.max_length  # as the model will have seen it
         tokenizer.save_pretrained(folder / "tokenizer")
         encoded = tokenizer(
             texts, truncation=True, max_length=config.data.max_length, padding=True, return_tensors="np"
