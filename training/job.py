@@ -9,9 +9,10 @@ from importlib.metadata import version
 from training.config import JobConfig
 from training.data import Loaders, build_loaders
 from training.distributed import RunContext
+from training.process import no_garbage_collection
 from training.reporter import MainReporter, RankReporter
 from training.run_dir import Outcome, RunDir
-from training.seeding import make_deterministic, seed_everything
+from training.seeding import seed_everything, set_arithmetic
 from training.tasks import TrainingModule, load_task
 from training.trainer import TrainingResult, run_training
 
@@ -29,8 +30,9 @@ def build_job(config: JobConfig, context: RunContext) -> tuple[TrainingModule, L
 
 def run_job(run_dir: RunDir, config: JobConfig, context: RunContext) -> None:
     """Train what `config` says and leave model and ``result.json`` in `run_dir`. All ranks; rank 0 writes."""
-    make_deterministic(context.device)
-    model, loaders = build_job(config, context)
+    set_arithmetic(context.device)
+    with no_garbage_collection():
+        model, loaders = build_job(config, context)
     reporter = MainReporter(run_dir) if context.is_main else RankReporter(run_dir)
     result = run_training(model, loaders, config, context, reporter)
     if not context.is_main:

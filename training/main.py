@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from training.process import die_with_parent, fail, rank_from_environment, redirect_output
+from training.process import die_with_parent, fail, no_garbage_collection, rank_from_environment, redirect_output
 from training.run_dir import RunDir
 
 
@@ -28,8 +28,9 @@ def main() -> None:
 def run_rank(run_dir: RunDir) -> None:
     """Join the job, train, and leave the result before the process group is closed. All ranks."""
     # Imported here, so that a broken installation is a failure with a traceback in error.json like any other.
-    from training.distributed import run_context
-    from training.job import run_job
+    with no_garbage_collection():
+        from training.distributed import run_context
+        from training.job import run_job
 
     config = run_dir.load_config()
     with run_context(config.distributed) as context:

@@ -13,7 +13,7 @@ from training.config.schema import OptimizerConfig, SchedulerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """AdamW or SGD; weight decay on matrices only (biases and normalization weights are vectors)."""
+    """AdamW or SGD, fused; weight decay on matrices only (biases and normalization weights are vectors)."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -21,8 +21,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]))
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), fused=True)
 
 
 def build_scheduler(optimizer: Optimizer, config: SchedulerConfig, *, total_steps: int) -> LambdaLR:

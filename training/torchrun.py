@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from training.process import die_with_parent
+from training.process import die_with_parent, no_garbage_collection
 
 
 def main() -> None:
     """Run the torchrun command line."""
     die_with_parent()
-    from torch.distributed.run import main as torchrun
+    with no_garbage_collection():
+        from torch.distributed.run import main as torchrun
 
     torchrun()
 
