@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from hpo.errors import HpoError, NoBestTrialError
-from training.config import TrainingError
+from training.errors import TrainingError
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -10,7 +10,8 @@ from statistics import fmean
 
 from hpo.events import JobFinished, JobLabel, JobProgress, JobStarted, Listener, Notice
 from hpo.trial import JobStatus, OnRecord, TrialResult, run_single_trial
-from training.config import Failure, FailureKind, JobConfig
+from training.config import JobConfig
+from training.errors import Failure, FailureKind
 from training.run_dir import Event, Record, RunDir
 
 OnEpoch = Callable[[int, int, float], str]

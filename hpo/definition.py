@@ -18,10 +18,8 @@ from hpo.search_space import VOLATILE, distribution, grid, space_problems
 from hpo.study_config import StudyConfig
 from training.config import (
     TASK_METRICS,
-    ConfigError,
     JobConfig,
     Layer,
-    Problem,
     assign,
     find_file,
     flatten,
@@ -35,6 +33,7 @@ from training.config import (
     valid_part,
     validate,
 )
+from training.errors import ConfigError, Problem
 
 Value = TypeVar("Value")
 

@@ -7,7 +7,7 @@
     ├── StorageError          the storage cannot be reached or opened
     └── DeviceError           the devices asked for do not exist
 
-What is wrong in a YAML file is a ``training.config.ConfigError`` and is handled the same way.
+What is wrong in a YAML file is a ``training.errors.ConfigError`` and is handled the same way.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ from hpo.study import (
     trial_folder,
     withdraw,
 )
-from training.config import ConfigError, Failure, FailureKind, JobConfig, dump_yaml
+from training.config import JobConfig, dump_yaml
+from training.errors import ConfigError, Failure, FailureKind
 from training.run_dir import write_atomically
 
 HOPELESS_AFTER = 3

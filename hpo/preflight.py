@@ -21,7 +21,8 @@ from hpo.definition import StudyDefinition
 from hpo.devices import Placement, detect_hardware, place
 from hpo.launchers.processes import environment
 from hpo.study import sampled
-from training.config import ConfigError, Failure, FailureKind, JobConfig, Layer, Problem, merge, problems_of
+from training.config import JobConfig, Layer, merge, problems_of
+from training.errors import ConfigError, Failure, FailureKind, Problem
 from training.run_dir import RunDir
 
 NUM_CHECKED = 8

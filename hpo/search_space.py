@@ -17,7 +17,8 @@ from optuna.distributions import (
 from pydantic import ValidationError
 
 from hpo.study_config import ParameterConfig, Scalar
-from training.config import JobConfig, KeyPath, Layer, Problem, assign, flatten, problems_of, suggestion
+from training.config import JobConfig, KeyPath, Layer, assign, flatten, problems_of, suggestion
+from training.errors import Problem
 
 Space = Mapping[str, ParameterConfig]
 

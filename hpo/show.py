@@ -20,7 +20,8 @@ from hpo.devices import Placement
 from hpo.preflight import Check
 from hpo.report import BestTrial, StudyStatus
 from hpo.train_best import Trained
-from training.config import Failure, FailureKind, JobConfig
+from training.config import JobConfig
+from training.errors import Failure, FailureKind
 
 USER_MISTAKES = (FailureKind.CONFIG, FailureKind.DATA)
 """Their message says what to do; a traceback would hide it."""
@@ -75,20 +76,27 @@ def trained(job: Trained, *, model_uri: str | None, tracking: str, as_json: bool
     if saved:
         _print_next(*how_to_load(job.config, saved), label="load it")
     if model_uri:
-        _print_next(f"mlflow artifacts download --artifact-uri {model_uri} --tracking-uri {tracking}", label="fetch it")
+        registry = f"mlflow.set_tracking_uri({_quoted(tracking)})"
+        download = f'mlflow.artifacts.download_artifacts({_quoted(model_uri)}, dst_path="model")'
+        _print_next("import mlflow", registry, download, label="fetch it")
 
 
 def how_to_load(config: JobConfig, folder: Path) -> list[str]:
     """Python that loads the saved model."""
     if config.task == "text_classification":
-        return ["from transformers import pipeline", f'pipeline("text-classification", "{folder}")("a text")']
+        return ["from transformers import pipeline", f'pipeline("text-classification", {_quoted(folder)})("a text")']
     if config.task != "image_classification":
         return [f"# {folder} is what the save method of {config.task} wrote"]
     if config.model.pretrained is None and config.model.architecture in {"mlp", "cnn"}:
         module, call = "training.tasks.image_networks", "load_small_network"
     else:
         module, call = "transformers", "AutoModelForImageClassification.from_pretrained"
-    return [f"from {module} import {call.partition('.')[0]}", f'{call}("{folder}")']
+    return [f"from {module} import {call.partition('.')[0]}", f"{call}({_quoted(folder)})"]
+
+
+def _quoted(value: Path | str) -> str:
+    """A Python string, in double quotes."""
+    return json.dumps(str(value), ensure_ascii=False)
 
 
 def status(statuses: list[StudyStatus], *, as_json: bool) -> None:

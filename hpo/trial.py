@@ -12,7 +12,8 @@ from enum import StrEnum
 
 from hpo.devices import Placement, detect_hardware, place
 from hpo.launchers import Job, launch
-from training.config import Failure, FailureKind, JobConfig, TrainingError
+from training.config import JobConfig
+from training.errors import Failure, FailureKind, TrainingError
 from training.run_dir import Record, RunDir, Tail
 
 POLL_INTERVAL_S = 0.05

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training.config import ConfigError, DistributedConfig, Problem
-from training.errors import DistributedStartError
+from training.config import DistributedConfig
+from training.errors import ConfigError, DistributedStartError, Problem
 from training.run_dir import JOB_ID
 
 Statistics = dict[str, Tensor]

@@ -27,8 +27,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from training.config import Failure, FailureKind, JobConfig, dump_yaml, job_config, read_layer
-from training.errors import DataError
+from training.config import JobConfig, dump_yaml, job_config, read_layer
+from training.errors import DataError, Failure, FailureKind
 
 Value = TypeVar("Value")
 

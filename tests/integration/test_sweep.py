@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import subprocess
+import sys
+import textwrap
 import time
 import warnings
 from collections import Counter
@@ -81,13 +84,19 @@ def test_a_changed_study_is_refused_with_the_difference(swept: Path) -> None:
     assert "config.cross_validation.folds: 2 -> 3" in folds.stderr
 
 
-def test_train_best_twice_is_one_model_to_the_bit(swept: Path) -> None:
+def test_train_best_twice_is_one_model_to_the_bit_and_says_how_to_get_it(swept: Path) -> None:
     first, second = (json.loads(run_hpo("train-best", "--study", "digits", "--json").stdout) for _ in range(2))
     assert first["metrics"] == second["metrics"]
     assert first["model"] != second["model"]
     models = [Path(trained["model"], "model.safetensors").read_bytes() for trained in (first, second)]
     assert models[0] == models[1]
     assert [trained["model_uri"] for trained in (first, second)] == ["models:/digits/1", "models:/digits/2"]
+
+    said = run_hpo("train-best", "--study", "digits").stdout
+    _, load, fetch = re.split(r"load it:|fetch it:", said)
+    for program in (load, fetch):
+        subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
+    assert Path("model", "model.safetensors").read_bytes() == models[0]
 
 
 def test_a_recorded_fold_run_again_from_its_config_has_the_recorded_score(swept: Path) -> None:

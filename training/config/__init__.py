@@ -17,21 +17,15 @@ from training.config.layers import (
 )
 from training.config.schema import TASK_METRICS, CrossValidationConfig, DistributedConfig, JobConfig, Section
 from training.config.source import KeyPath, Layer, dump_yaml, parse_layer, read_layer
-from training.errors import ConfigError, Failure, FailureKind, Problem, TrainingError
 
 __all__ = [
     "TASK_METRICS",
-    "ConfigError",
     "CrossValidationConfig",
     "DistributedConfig",
-    "Failure",
-    "FailureKind",
     "JobConfig",
     "KeyPath",
     "Layer",
-    "Problem",
     "Section",
-    "TrainingError",
     "assign",
     "dump_yaml",
     "find_file",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from training.config import ConfigError, Problem
+from training.errors import ConfigError, Problem
 from training.tasks.task import Task, TrainingModule
 
 __all__ = ["Task", "TrainingModule", "load_task"]

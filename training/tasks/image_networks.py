@@ -12,8 +12,9 @@ from pydantic import Field, ValidationError
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
-from training.config import ConfigError, Problem, Section, suggestion
+from training.config import Section, suggestion
 from training.config.schema import Fraction, ModelConfig, PositiveInt
+from training.errors import ConfigError, Problem
 
 
 class SmallNetworkConfig(Section):

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from training.config import ConfigError, Problem, suggestion
+from training.config import suggestion
 from training.config.schema import ModelConfig
+from training.errors import ConfigError, Problem
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".onnx"}
 

@@ -30,7 +30,8 @@ from hpo.events import (
     TrialState,
 )
 from hpo.trial import JobStatus, TrialResult
-from training.config import Failure, FailureKind, JobConfig
+from training.config import JobConfig
+from training.errors import Failure, FailureKind
 from training.run_dir import Event as RecordEvent
 from training.run_dir import Record, RunDir
 

@@ -9,7 +9,7 @@ import pytest
 
 from hpo.definition import StudyDefinition, base_job, find_study, load_definition, load_job
 from hpo.errors import StudyNotFoundError
-from training.config import ConfigError
+from training.errors import ConfigError
 
 STUDY = """\
 study: demo

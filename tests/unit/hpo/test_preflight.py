@@ -12,7 +12,7 @@ from hpo.definition import StudyDefinition, load_definition
 from hpo.devices import Hardware, Placement
 from hpo.errors import DeviceError
 from hpo.preflight import preflight
-from training.config import ConfigError
+from training.errors import ConfigError
 
 STUDY = """\
 study: demo

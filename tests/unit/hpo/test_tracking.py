@@ -32,7 +32,8 @@ from hpo.events import (
 from hpo.masking import masked
 from hpo.tracking import MlflowTracker, NoTracker, connect
 from hpo.trial import JobStatus, TrialResult
-from training.config import Failure, FailureKind, JobConfig, parse_layer
+from training.config import JobConfig, parse_layer
+from training.errors import Failure, FailureKind
 from training.run_dir import Event as RecordEvent
 from training.run_dir import Record, RunDir
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from training.config import ConfigError, Failure, FailureKind, JobConfig
-from training.errors import DataError
+from training.config import JobConfig
+from training.errors import ConfigError, DataError, Failure, FailureKind
 from training.run_dir import Event, Outcome, Record, RunDir, Tail, replacing, write_atomically
 
 HOSTILE = ["with space", 'it\'s "quoted"', "new\nline", "$HOME;rm -rf *", "ünï-😀", "-n", "%s{}"]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from hpo.definition import StudyDefinition, load_definition
 from hpo.errors import StudyNotFoundError
-from training.config import ConfigError
+from training.errors import ConfigError
 
 CHECKOUT = Path(__file__).parents[4]
 STUDY = (CHECKOUT / "studies/bert_cv.yaml").read_text()

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from training.config import (
-    ConfigError,
     JobConfig,
     Layer,
     assign,
@@ -25,6 +24,7 @@ from training.config import (
     settings_layer,
     suggestion,
 )
+from training.errors import ConfigError
 
 
 def problems(*texts: str, chosen: tuple[str, ...] = ()) -> list[str]:

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from training.config import ConfigError, dump_yaml, parse_layer, read_layer
+from training.config import dump_yaml, parse_layer, read_layer
 from training.config.source import MAX_BYTES, MAX_DEPTH, MAX_NODES, Layer
+from training.errors import ConfigError
 
 
 def parse(text: str) -> dict[str, Any]:
