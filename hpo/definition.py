@@ -37,6 +37,9 @@ from training.errors import ConfigError, Problem
 
 Value = TypeVar("Value")
 
+ANY_STUDY = Layer({"study": "any", "objective": {"metric": "loss", "direction": "minimize"}})
+"""What stands in for a mistake in a required key while the rest of a study is looked at; wrong for no task."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyDefinition:
@@ -116,7 +119,7 @@ def load_definition(
     layer = _job_layers(written, environment, path, problems)
     job = _collect(problems, lambda: job_config(merge([layer, chosen])))
     # What is sound of a part with mistakes is looked at with the rest, so that its other mistakes are told as well.
-    some_config = config or valid_part(StudyConfig, written)
+    some_config = config or valid_part(StudyConfig, written, required=ANY_STUDY)
     some_job = job or valid_part(JobConfig, merge([layer, chosen]))
     if some_config and some_job:
         problems += _study_problems(some_config, some_job, written, chosen)

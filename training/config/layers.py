@@ -118,12 +118,15 @@ def validate(model: type[Model], layer: Layer) -> Model:
     return validated
 
 
-def valid_part(model: type[Model], layer: Layer) -> Model | None:
-    """The model without the values that break a rule, to look at the others; None when there is no such model."""
+def valid_part(model: type[Model], layer: Layer, *, required: Layer | None = None) -> Model | None:
+    """The model without the values that break a rule, to look at the others; None when there is no such model.
+
+    What is missing then is taken from `required`.
+    """
     values = copy.deepcopy(layer.values)
     for _ in range(MAX_REPAIRS):
         try:
-            return model.model_validate(values)
+            return model.model_validate(merge([required or Layer(), Layer(values)]).values)
         except ValidationError as error:
             if not all(_remove(values, path) for path, _ in list(_by_path(error, values))):
                 return None

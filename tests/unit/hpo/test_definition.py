@@ -182,6 +182,19 @@ def test_the_problems_of_all_files_are_told_at_once_each_in_its_place() -> None:
     ]
 
 
+def test_a_mistake_in_a_required_key_hides_no_other() -> None:
+    study = (
+        "study: a b\nobjective: {metric: accuracy, direction: maximise}\nsearch_space:\n"
+        "  optimizer.lrr: {float: [0.1, 1]}\n  training.epochs: {int: [5, 2]}\n"
+    )
+    assert problems(study) == [
+        "studies/demo.yaml:1: study must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$', not 'a b'",
+        "studies/demo.yaml:2: objective.direction must be 'maximize' or 'minimize', not 'maximise'",
+        "studies/demo.yaml:4: optimizer.lrr is not in the configuration; did you mean 'optimizer.lr'?",
+        "studies/demo.yaml:5: impossible range: 5 is above 2; write the lower bound first",
+    ]
+
+
 def test_a_missing_base_is_told_where_it_is_named() -> None:
     assert problems(STUDY + "\nbase: nowhere.yaml\n") == [
         "studies/demo.yaml:6: base: there is no file 'nowhere.yaml'; give a path to a YAML file"
