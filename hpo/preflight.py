@@ -53,16 +53,16 @@ def check_jobs(definition: StudyDefinition) -> Check:
     """Build data and model of sampled configurations in a process of its own, without training.
 
     What the model's keys may be only the model knows, so this is how mistakes in their ranges are found.
+    Raises ConfigError when no sampled values go together.
     """
+    jobs = _distinct_jobs(definition)
     with tempfile.TemporaryDirectory(prefix="hpo-check-") as folder:
-        run_dirs = [RunDir(Path(folder) / str(number)) for number in range(NUM_CHECKED)]
-        jobs = list(itertools.islice(_distinct(definition), NUM_CHECKED))
-        for run_dir, job in zip(run_dirs, jobs, strict=False):
+        run_dirs = [RunDir(Path(folder) / str(number)) for number in range(len(jobs))]
+        for run_dir, job in zip(run_dirs, jobs, strict=True):
             run_dir.prepare(job.with_values({"cross_validation.fold": 0}))
-        used = run_dirs[: len(jobs)]
-        command = [sys.executable, "-m", "training.check", *(str(run_dir.path) for run_dir in used)]
+        command = [sys.executable, "-m", "training.check", *(str(run_dir.path) for run_dir in run_dirs)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment(ALONE, "check"), check=False)
-        failures = [_placed(definition, failure) for run_dir in used if (failure := run_dir.load_error())]
+        failures = [_placed(definition, failure) for run_dir in run_dirs if (failure := run_dir.load_error())]
     if done.returncode != 0:
         unexplained = Failure(kind=FailureKind.LAUNCH, message=f"the check ended with status {done.returncode}")
         return Check(num_built=0, failures=[*failures, unexplained])
@@ -80,15 +80,23 @@ def _placed(definition: StudyDefinition, failure: Failure) -> Failure:
     return replace(failure, message=message)
 
 
-def _distinct(definition: StudyDefinition) -> Iterator[JobConfig]:
-    """Sampled configurations that differ in what is built: data, model, batch."""
+def _distinct_jobs(definition: StudyDefinition) -> list[JobConfig]:
+    """Sampled configurations that differ in what is built: data, model, batch. Raises ConfigError without any."""
+    jobs: list[JobConfig] = []
     seen: list[dict[str, Any]] = []
+    refused: list[ConfigError] = []
     for params in sampled(definition, 4 * NUM_CHECKED):
         built = {key: value for key, value in params.items() if not key.startswith(("optimizer.", "scheduler."))}
-        if built not in seen:
-            seen.append(built)
-            with contextlib.suppress(ConfigError):  # values that do not go together are told when they are sampled
-                yield definition.trial_config(params)
+        if built in seen:
+            continue
+        seen.append(built)
+        try:
+            jobs.append(definition.trial_config(params))
+        except ConfigError as error:  # some of many are told when they are sampled
+            refused.append(error)
+    if not jobs:
+        raise refused[0]
+    return jobs[:NUM_CHECKED]
 
 
 def _batch_problems(definition: StudyDefinition, world_size: int) -> Iterator[Problem]:

@@ -49,8 +49,10 @@ class Pruner:
         best = [self._best([curve[step] for step in steps if step in curve]) for curve in (values, *peers)]
         middle = median(best[1:])
         is_worse = best[0] < middle if self._maximize else best[0] > middle
+        if not is_worse:
+            return ""
         where = f"fold {fold}, epoch {epoch}"
-        return f"{where}: {best[0]:.4g} is worse than the median of {len(peers)} trials, {middle:.4g}" * is_worse
+        return f"{where}: {best[0]:.4g} is worse than the median of {len(peers)} trials, {middle:.4g}"
 
     def _best(self, values: Sequence[float]) -> float:
         return max(values) if self._maximize else min(values)

@@ -128,18 +128,20 @@ def valid_part(model: type[Model], layer: Layer, *, required: Layer | None = Non
         try:
             return model.model_validate(merge([required or Layer(), Layer(values)]).values)
         except ValidationError as error:
-            if not all(_remove(values, path) for path, _ in list(_by_path(error, values))):
+            if not any([_remove(values, path) for path, _ in list(_by_path(error, values))]):
                 return None
     return None
 
 
 def _remove(values: Any, path: KeyPath) -> bool:
     """Delete the entry at `path`, or what holds it when that is no mapping; whether there was one."""
-    for key in path:
-        inner = values.get(key)
-        if not isinstance(inner, dict) or key is path[-1]:
-            return values.pop(key, None) is not None
-        values = inner
+    for depth, key in enumerate(path, start=1):
+        if not isinstance(values, dict) or key not in values:
+            return False
+        if depth == len(path) or not isinstance(values[key], dict):
+            del values[key]
+            return True
+        values = values[key]
     return False
 
 

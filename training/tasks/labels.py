@@ -21,7 +21,7 @@ def sample(table: Table, config: JobConfig) -> Table:
 
 def encode_classes(table: Table, data: DataConfig) -> tuple[list[str], np.ndarray]:
     """Sorted names of the classes, and (samples,) int64 numbers. Raises DataError when there is only one class."""
-    names, numbers = _numbered(table.column(data.label_column, key="data.label_column"), f"{data.label_column}")
+    names, numbers = _numbered(table.column(data.label_column, key="data.label_column"), data.label_column)
     if len(names) < 2:
         raise DataError(f"column '{data.label_column}' of {data.name} holds one class only: {names.tolist()}")
     return [str(name) for name in names], numbers.astype(np.int64)

@@ -195,6 +195,13 @@ def test_a_mistake_in_a_required_key_hides_no_other() -> None:
     ]
 
 
+def test_mistakes_in_a_list_and_a_null_hide_no_other() -> None:
+    found = problems(STUDY + "  seeds: {int: [1, 2]}\nconfig: {optimizer: {lr: null, betas: [a, b]}}\n")
+    assert any("optimizer.lr" in line for line in found)
+    assert any("optimizer.betas" in line for line in found)
+    assert any("seeds is not in the configuration; did you mean 'seed'?" in line for line in found)
+
+
 def test_a_missing_base_is_told_where_it_is_named() -> None:
     assert problems(STUDY + "\nbase: nowhere.yaml\n") == [
         "studies/demo.yaml:6: base: there is no file 'nowhere.yaml'; give a path to a YAML file"

@@ -134,3 +134,9 @@ def test_all_problems_are_told_at_once() -> None:
         "--set data.name=missing.csv",
         "--set task=no_such_package:X",
     ]
+
+
+def test_sampled_values_that_never_go_together_are_told_before_anything_is_built() -> None:
+    space = "  training.global_batch_size: {choice: [30, 42]}\n  training.accumulate_grad_batches: {choice: [4]}\n"
+    with pytest.raises(ConfigError, match="is not a multiple of accumulate_grad_batches 4"):
+        module.check_jobs(load(space))
