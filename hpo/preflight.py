@@ -104,7 +104,7 @@ def _batch_problems(definition: StudyDefinition, world_size: int) -> Iterator[Pr
     keys = ("training.global_batch_size", "training.accumulate_grad_batches")
     for values in itertools.product(*(_candidates(definition, key) for key in keys)):
         try:
-            definition.job.with_values(dict(zip(keys, values, strict=True))).micro_batch_size(world_size)
+            definition.job.with_values(dict(zip(keys, values, strict=True))).batch_plan(world_size)
         except (ConfigError, ValidationError) as error:
             found = error.problems if isinstance(error, ConfigError) else problems_of(error, JobConfig, Layer())
             yield from (Problem(place=_place_of(definition, keys[0]), message=problem.message) for problem in found)

@@ -82,7 +82,7 @@ def run_single_trial(
 def _attempt(config: JobConfig, run_dir: RunDir, placement: Placement, on_record: OnRecord) -> TrialResult:
     started, outcome = time.monotonic(), None
     try:
-        config.micro_batch_size(placement.world_size)
+        config.batch_plan(placement.world_size)
         exit_status = _launch_and_follow(run_dir, placement, on_record)
         outcome = run_dir.load_result()  # a written result counts, however the processes ended afterwards
         failure = None if outcome else run_dir.load_error() or _unexplained(run_dir, placement, exit_status)

@@ -160,6 +160,7 @@ class Loaders:
     train: DataLoader[Batch]
     evaluate: DataLoader[Batch]
     sampler: DistributedSampler[Batch]
+    micro_batches_per_step: int
     steps_per_epoch: int
     """Optimizer steps; the same on every rank."""
     train_samples: int
@@ -175,7 +176,7 @@ def build_loaders(data: PreparedData, config: JobConfig, context: RunContext, co
     """The loaders of this rank for the job's fold. Raises DataError when a fold is smaller than one global batch."""
     chosen = split(data, config.cross_validation)
     train, scored = chosen.train, chosen.scored
-    micro_batch = config.micro_batch_size(context.world_size)
+    plan = config.batch_plan(context.world_size)
     if len(train) < config.training.global_batch_size:
         raise DataError(
             f"{len(train)} training samples are fewer than training.global_batch_size"
@@ -192,9 +193,10 @@ def build_loaders(data: PreparedData, config: JobConfig, context: RunContext, co
     # Ranks score every world_size-th sample: no padding, so nothing is counted twice.
     mine = ArrayDataset(data.arrays, scored[context.rank :: context.world_size])
     return Loaders(
-        train=DataLoader(shard, batch_size=micro_batch, sampler=sampler, drop_last=True, **options),
-        evaluate=DataLoader(mine, batch_size=micro_batch * config.training.accumulate_grad_batches, **options),
+        train=DataLoader(shard, batch_size=plan.micro_batch_size, sampler=sampler, drop_last=True, **options),
+        evaluate=DataLoader(mine, batch_size=plan.micro_batch_size, **options),
         sampler=sampler,
+        micro_batches_per_step=plan.num_micro_batches,
         steps_per_epoch=len(train) // config.training.global_batch_size,
         train_samples=len(train),
         eval_samples=len(scored),

@@ -129,7 +129,7 @@ class _Trainer:
         """The micro-batches of each optimizer step; what does not fill a step waits for another epoch's shuffle."""
         batches = iter(self.loaders.train)
         for _ in range(self.loaders.steps_per_epoch):
-            yield list(islice(batches, self.config.training.accumulate_grad_batches))
+            yield list(islice(batches, self.loaders.micro_batches_per_step))
 
     def optimize(self, micro_batches: list[Batch], running: Tensor) -> None:
         """One optimizer step. Micro-batches are equal in size, so the mean of their means is the batch's mean."""

@@ -28,12 +28,17 @@ def reference(title: str, model: type[BaseModel], where: str) -> str:
 
 def _blocks(schema: dict[str, Any], properties: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, field in properties.items():
-        if "$ref" in field:
-            yield name, schema["$defs"][field["$ref"].rpartition("/")[2]]
+        if reference := _block(field):
+            yield name, schema["$defs"][reference.rpartition("/")[2]]
+
+
+def _block(field: dict[str, Any]) -> str | None:
+    """The reference to the block that a key holds, also when it may be null instead."""
+    return next((option["$ref"] for option in (field, *field.get("anyOf", ())) if "$ref" in option), None)
 
 
 def _table(block: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
-    rows = [(name, field) for name, field in block["properties"].items() if "$ref" not in field]
+    rows = [(name, field) for name, field in block["properties"].items() if not _block(field)]
     if rows:
         yield from ("| key | value | default | meaning |", "| --- | --- | --- | --- |")
     for name, field in rows:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from training.errors import ConfigError, Problem
+from training.config.batch import BatchPlan, plan_batch
 
 _OWN_TASK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -22,6 +22,8 @@ CLASSIFICATION_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "loss")
 TASK_METRICS: dict[str, tuple[str, ...]] = {
     "text_classification": CLASSIFICATION_METRICS,
     "image_classification": CLASSIFICATION_METRICS,
+    "language_modeling": ("loss", "perplexity", "accuracy"),
+    "embedding": ("recall_at_1", "recall_at_5", "recall_at_10", "mrr", "loss"),
 }
 """The tasks that come with the project and the metrics each reports; a task of your own is ``module:Class``."""
 
@@ -38,14 +40,16 @@ class DataConfig(Section):
     """Which samples to learn from."""
 
     name: str = "package_docs"
-    """`package_docs`, `digits`, a .csv, .json, .jsonl or .parquet file, a folder saved by `datasets`, or a Hugging Face
-    dataset name."""
+    """`package_docs`, `api_docs`, `digits`, a .csv, .json, .jsonl or .parquet file, a folder saved by `datasets`, or a
+    Hugging Face dataset name."""
     subset: str | None = None
     """Configuration of a Hugging Face dataset, such as `mrpc` of `glue`."""
     source_split: str = "train"
     """Split of a Hugging Face dataset to take; test split and folds are made from it, see `cross_validation`."""
     text_column: str = "text"
     """Column with the text."""
+    pair_column: str = "pair"
+    """Column with the text that belongs to that of `text_column` (embedding of two texts)."""
     image_column: str = "image"
     """Column with the image."""
     label_column: str = "label"
@@ -102,21 +106,38 @@ class SchedulerConfig(Section):
 class TrainingConfig(Section):
     """The loop."""
 
+    engine: Literal["native", "lightning"] = "native"
+    """Our own loop, or PyTorch Lightning's Trainer (`pip install hpo[lightning]`); both give the same losses."""
     epochs: PositiveInt = 3
     """Passes over the training samples."""
     global_batch_size: PositiveInt = 32
     """Samples per optimizer step, over all ranks and accumulated micro-batches together."""
-    accumulate_grad_batches: PositiveInt = 1
-    """Micro-batches per optimizer step; a rank's micro-batch is global_batch_size / (ranks x this)."""
+    accumulate_grad_batches: Literal["auto"] | PositiveInt = "auto"
+    """Micro-batches per optimizer step; a rank's micro-batch is global_batch_size / (ranks x this). `auto`: as many as
+    `max_micro_batch_size` asks for."""
+    max_micro_batch_size: PositiveInt | None = None
+    """The largest micro-batch that fits one device, in samples; null sets no limit."""
+    precision: Literal["auto", 32, "bf16-mixed", "16-mixed"] = "auto"
+    """Number format of matrix products; weights stay float32. `auto` is bf16-mixed on a GPU that has it, else 32;
+    `16-mixed` scales the loss, so that small gradients survive."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input and compute the rest again in backward: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the layers with torch.compile; worth it for long trainings on GPUs."""
     max_grad_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
     """Clip the gradient to this norm; null does not clip."""
     log_every_n_steps: PositiveInt = 10
     """Optimizer steps between two reported training losses (each is also a point where a stop request is heard)."""
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _spelled_as_in_lightning(cls, precision: object) -> object:
+        return 32 if precision in ("32", "32-true") else precision
+
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         batch, parts = self.global_batch_size, self.accumulate_grad_batches
-        if batch % parts:
+        if parts != "auto" and batch % parts:
             nearest = f"{batch - batch % parts} and {batch - batch % parts + parts}" if batch > parts else f"{parts}"
             raise ValueError(
                 f"training.global_batch_size {batch} is not a multiple of accumulate_grad_batches {parts};"
@@ -125,11 +146,53 @@ class TrainingConfig(Section):
         return self
 
 
+class GradientCacheConfig(Section):
+    """Contrastive losses over batches larger than memory (Gao et al. 2021, arXiv 2101.06983)."""
+
+    enabled: Literal["auto"] | bool = "auto"
+    """`auto`: when the loss is contrastive and a rank's share of the batch is more than one chunk. When false,
+    micro-batches are each contrasted by themselves, which is another loss."""
+    chunk_size: PositiveInt | None = None
+    """Samples encoded at a time, at most; null takes `training.max_micro_batch_size`."""
+
+
+class LoraConfig(Section):
+    """Train small matrices beside frozen weights (Hu et al. 2021, arXiv 2106.09685), with peft."""
+
+    r: PositiveInt = 8
+    """Rank of the matrices."""
+    alpha: Annotated[float, Field(gt=0.0)] = 16.0
+    """Their product is scaled by alpha / r."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout before them."""
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Names of the layers that get them; `all-linear` is every linear layer but the head."""
+    merge: bool = True
+    """Save the model with the matrices added to its weights; when false, only the adapter."""
+
+
+class EmbeddingConfig(Section):
+    """How texts (or text and image) become vectors, and how those are compared. For the task `embedding`."""
+
+    encoders: Literal["shared", "two"] = "shared"
+    """One encoder for both texts, or one each. CLIP always has two."""
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    """A text's vector: the mean over its tokens, its first or its last token."""
+    temperature: Annotated[float, Field(gt=0.0)] = 0.05
+    """Cosine similarities are divided by this before the softmax."""
+    learn_temperature: bool = False
+    """Train the temperature, starting from that value."""
+    mrl_dims: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
+    """Matryoshka: the loss is the mean over these first dimensions of the vectors (Kusupati et al. 2022); null uses
+    all dimensions only."""
+
+
 class DistributedConfig(Section):
     """How many devices work on one job, and how they talk."""
 
-    strategy: Literal["auto", "ddp", "none"] = "auto"
-    """`auto` is ddp when the job gets several devices; `none` is always one process."""
+    strategy: Literal["auto", "ddp", "fsdp", "none"] = "auto"
+    """`auto` is ddp when the job gets several devices; `fsdp` shards weights, gradients and optimizer over them
+    (FSDP2; `fsdp_native` is the same); `none` is always one process."""
     devices: Literal["auto"] | PositiveInt | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = "auto"
     """`auto` takes all GPUs, or one process on a CPU; a number; or a list of GPU indices."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
@@ -138,11 +201,23 @@ class DistributedConfig(Section):
     """`auto` is nccl on GPUs and gloo on CPUs."""
     num_nodes: Literal[1] = 1
     """Machines per job; this version launches jobs on one."""
+    sync_batchnorm: bool = False
+    """Batch normalization over the samples of all ranks (ddp on GPUs)."""
+    find_unused_parameters: bool = True
+    """Let ddp meet parameters that get no gradient, as some architectures have (BigBird, XLNet); costs a walk of the
+    graph per step."""
+    cpu_offload: bool = False
+    """fsdp keeps weights and optimizer in host memory between their uses: slow, but fits far more."""
     threads_per_rank: Literal["auto"] | PositiveInt = "auto"
     """CPU threads of a rank; `auto` shares the cores. Small models are steadier, and on a busy machine faster, with 1.
     On a CPU the last bits of a result depend on it."""
     timeout_s: PositiveInt = 600
     """A collective that takes longer than this fails the job."""
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _old_name(cls, strategy: object) -> object:
+        return "fsdp" if strategy == "fsdp_native" else strategy
 
 
 class CrossValidationConfig(Section):
@@ -201,7 +276,8 @@ class JobConfig(Section):
     """One training job, complete: two equal ones give the same result."""
 
     task: str = "text_classification"
-    """`text_classification`, `image_classification`, or a class of your own as `package.module:Class`."""
+    """`text_classification`, `image_classification`, `language_modeling`, `embedding`, or a class of your own as
+    `package.module:Class`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the weights, the order of the samples and dropout."""
     data: DataConfig = DataConfig()
@@ -209,6 +285,9 @@ class JobConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     training: TrainingConfig = TrainingConfig()
+    gradient_cache: GradientCacheConfig = GradientCacheConfig()
+    lora: LoraConfig | None = None
+    embedding: EmbeddingConfig = EmbeddingConfig()
     distributed: DistributedConfig = DistributedConfig()
     cross_validation: CrossValidationConfig = CrossValidationConfig()
     output: OutputConfig = OutputConfig()
@@ -221,17 +300,15 @@ class JobConfig(Section):
             raise ValueError(f"task '{task}' is not one of {known}; write your own as 'package.module:Class'")
         return task
 
-    def micro_batch_size(self, world_size: int) -> int:
-        """Samples of one rank's micro-batch on `world_size` ranks. Raises ConfigError when it would not be exact."""
-        batch, parts = self.training.global_batch_size, world_size * self.training.accumulate_grad_batches
-        if batch % parts:
-            nearest = " or ".join(str(size) for size in (batch - batch % parts, batch - batch % parts + parts) if size)
-            message = (
-                f"training.global_batch_size {batch} cannot be shared by {world_size} ranks x"
-                f" {self.training.accumulate_grad_batches} micro-batches; nearest: {nearest}"
-            )
-            raise ConfigError([Problem(place="training.global_batch_size", message=message)])
-        return batch // parts
+    def batch_plan(self, world_size: int) -> BatchPlan:
+        """How `world_size` ranks share a global batch. Raises ConfigError when they cannot share it exactly."""
+        limits = (self.training.max_micro_batch_size, self.gradient_cache.chunk_size)
+        return plan_batch(
+            global_batch_size=self.training.global_batch_size,
+            world_size=world_size,
+            accumulate=self.training.accumulate_grad_batches,
+            limit=min((limit for limit in limits if limit is not None), default=None),
+        )
 
     def with_values(self, changes: dict[str, Any]) -> JobConfig:
         """A validated copy with `changes`, keyed by dotted path: ``{"cross_validation.fold": 2}``."""

@@ -53,15 +53,15 @@ def test_devices_that_do_not_exist_are_an_error() -> None:
 
 
 def test_a_fixed_batch_that_the_ranks_cannot_share_is_told_where_it_is_written() -> None:
-    message = "training.global_batch_size 33 cannot be shared by 2 ranks x 1 micro-batches; nearest: 32 or 34"
+    message = "training.global_batch_size 33 cannot be shared exactly by 2 ranks; nearest: 32 or 34"
     assert problems("config:\n  training: {global_batch_size: 33}\n") == [f"demo.yaml:6: {message}"]
     assert problems("", "training.global_batch_size=33") == [f"--set training.global_batch_size=33: {message}"]
 
 
 def test_every_searched_batch_that_the_ranks_cannot_share_is_told() -> None:
     assert problems("  training.global_batch_size: {choice: [16, 17, 32, 33]}\n") == [
-        "demo.yaml:5: training.global_batch_size 17 cannot be shared by 2 ranks x 1 micro-batches; nearest: 16 or 18",
-        "demo.yaml:5: training.global_batch_size 33 cannot be shared by 2 ranks x 1 micro-batches; nearest: 32 or 34",
+        "demo.yaml:5: training.global_batch_size 17 cannot be shared exactly by 2 ranks; nearest: 16 or 18",
+        "demo.yaml:5: training.global_batch_size 33 cannot be shared exactly by 2 ranks; nearest: 32 or 34",
     ]
 
 
@@ -70,16 +70,18 @@ def test_every_combination_of_batch_and_accumulation_is_tried() -> None:
         "  training.global_batch_size: {choice: [12, 18]}\n  training.accumulate_grad_batches: {choice: [1, 4, 6]}\n"
     )
     assert problems(space) == [
-        "demo.yaml:5: training.global_batch_size 12 cannot be shared by 2 ranks x 4 micro-batches; nearest: 8 or 16",
+        "demo.yaml:5: training.global_batch_size 12 cannot be shared exactly by 2 ranks x 4 micro-batches;"
+        " nearest: 8 or 16",
         "demo.yaml:5: training.global_batch_size 18 is not a multiple of accumulate_grad_batches 4; nearest: 16 and 20",
-        "demo.yaml:5: training.global_batch_size 18 cannot be shared by 2 ranks x 6 micro-batches; nearest: 12 or 24",
+        "demo.yaml:5: training.global_batch_size 18 cannot be shared exactly by 2 ranks x 6 micro-batches;"
+        " nearest: 12 or 24",
     ]
 
 
 def test_a_range_of_batches_is_fine_when_every_step_of_it_can_be_shared() -> None:
     assert preflight(load("  training.global_batch_size: {int: [16, 64], step: 16}\n")).world_size == 2
     assert problems("  training.global_batch_size: {int: [16, 64]}\n") == [
-        "demo.yaml:5: training.global_batch_size 17 cannot be shared by 2 ranks x 1 micro-batches; nearest: 16 or 18",
+        "demo.yaml:5: training.global_batch_size 17 cannot be shared exactly by 2 ranks; nearest: 16 or 18",
     ]
 
 

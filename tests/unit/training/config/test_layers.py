@@ -236,8 +236,8 @@ def test_an_item_of_a_list_has_the_place_of_its_own_line() -> None:
 def test_an_unknown_task_is_told_with_the_known_ones_and_the_way_to_an_own_one() -> None:
     (found,) = problems("\ntask: translation\n")
     assert found == (
-        "0.yaml:2: task 'translation' is not one of text_classification, image_classification;"
-        " write your own as 'package.module:Class'"
+        "0.yaml:2: task 'translation' is not one of text_classification, image_classification,"
+        " language_modeling, embedding; write your own as 'package.module:Class'"
     )
     assert job_config(Layer({"task": "my.module:Task"})).task == "my.module:Task"
 
@@ -285,7 +285,28 @@ def test_the_micro_batch_is_the_global_batch_shared_by_ranks_and_steps(
     world_size: int, accumulate: int, expected: int
 ) -> None:
     job = JobConfig().with_values({"training.accumulate_grad_batches": accumulate})
-    assert job.micro_batch_size(world_size) == expected
+    assert job.batch_plan(world_size).micro_batch_size == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "world_size", "limit", "micro_batch", "parts"),
+    [(32, 1, 8, 8, 4), (32, 2, 8, 8, 2), (32, 8, 8, 4, 1), (30, 1, 8, 6, 5), (7, 1, 4, 1, 7), (32, 1, 100, 32, 1)],
+)
+def test_accumulation_follows_from_the_largest_micro_batch(
+    batch: int, world_size: int, limit: int, micro_batch: int, parts: int
+) -> None:
+    changes = {"training.global_batch_size": batch, "training.max_micro_batch_size": limit}
+    plan = JobConfig().with_values(changes).batch_plan(world_size)
+    assert (plan.micro_batch_size, plan.num_micro_batches) == (micro_batch, parts)
+    assert world_size * plan.micro_batch_size * plan.num_micro_batches == batch
+
+
+def test_an_accumulation_that_leaves_micro_batches_too_large_is_refused() -> None:
+    job = JobConfig().with_values({"training.accumulate_grad_batches": 2, "gradient_cache.chunk_size": 6})
+    with pytest.raises(
+        ConfigError, match="2 micro-batches of 16 samples are larger than the limit of 6.*use 6 or more"
+    ):
+        job.batch_plan(1)
 
 
 @pytest.mark.parametrize(("batch", "ranks", "nearest"), [(32, 3, "30 or 33"), (2, 4, "4"), (33, 2, "32 or 34")])
@@ -294,10 +315,8 @@ def test_a_batch_that_cannot_be_shared_exactly_is_refused_with_the_nearest(
 ) -> None:
     job = JobConfig().with_values({"training.global_batch_size": batch})
     with pytest.raises(ConfigError) as caught:
-        job.micro_batch_size(ranks)
-    assert str(caught.value).endswith(
-        f"{batch} cannot be shared by {ranks} ranks x 1 micro-batches; nearest: {nearest}"
-    )
+        job.batch_plan(ranks)
+    assert str(caught.value).endswith(f"{batch} cannot be shared exactly by {ranks} ranks; nearest: {nearest}")
 
 
 @pytest.mark.parametrize(("batch", "parts", "nearest"), [(32, 3, "30 and 33"), (2, 4, "4")])
