@@ -49,8 +49,9 @@ def place(config: DistributedConfig, hardware: Hardware) -> Placement:
         if config.devices != "auto" and len(chosen) > 1:
             notices.append(f"distributed.strategy is none: one of the {len(chosen)} devices asked for is used")
         chosen = chosen[:1]
-    elif config.strategy == "ddp" and len(chosen) == 1:
-        notices.append(f"DDP requires multiple devices, falling back to single-{'GPU' if on_gpu else 'CPU'} training")
+    elif config.strategy in ("ddp", "fsdp") and len(chosen) == 1:
+        name, alone = config.strategy.upper(), "single-GPU" if on_gpu else "single-CPU"
+        notices.append(f"{name} requires multiple devices, falling back to {alone} training")
     return Placement(
         world_size=len(chosen),
         gpus=chosen if on_gpu else (),

@@ -85,6 +85,10 @@ def how_to_load(config: JobConfig, folder: Path) -> list[str]:
     """Python that loads the saved model."""
     if config.task == "text_classification":
         return ["from transformers import pipeline", f'pipeline("text-classification", {_quoted(folder)})("a text")']
+    if config.task == "language_modeling":
+        return ["from transformers import pipeline", f'pipeline("text-generation", {_quoted(folder)})("The")']
+    if config.task == "embedding" and config.embedding.encoders == "shared":
+        return ["from transformers import AutoModel", f"AutoModel.from_pretrained({_quoted(folder)})"]
     if config.task != "image_classification":
         return [f"# {folder} is what the save method of {config.task} wrote"]
     if config.model.pretrained is None and config.model.architecture in {"mlp", "cnn"}:

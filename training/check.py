@@ -26,12 +26,11 @@ def main() -> None:
 
 
 def _build(run_dir: RunDir) -> None:
-    import torch
-
     from training.distributed import RunContext
     from training.job import build_job
 
-    build_job(run_dir.load_config(), RunContext(rank=0, world_size=1, device=torch.device("cpu")))
+    job = build_job(run_dir.load_config(), RunContext.alone())
+    job.build_model()
 
 
 if __name__ == "__main__":

@@ -1,40 +1,165 @@
 """Checkpoints: the whole state at the end of an epoch, written so that a kill never leaves a half one.
 
 Randomness is a function of the epoch (see seeding.py), so weights, optimizer, schedule and progress are all there is.
-Tensors and plain values only: read with ``weights_only=True``, so a checkpoint cannot carry code.
+One process and DDP write a file, on rank 0; FSDP writes a folder, each rank its shard. Each of them reads both kinds,
+on any number of ranks. A file is read with ``weights_only=True``, so it cannot carry code; torch.distributed.checkpoint
+promises no such thing of its folders: resume those you trust.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from training.errors import DataError
 from training.run_dir import RunDir, replacing
 
-State = dict[str, Any]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingState:
+    """The parts of a training that change."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    scaler: GradScaler
 
 
-def save_checkpoint(run_dir: RunDir, epoch: int, state: State) -> None:
-    """Write the checkpoint after `epoch` finished epochs and remove the older ones. Rank 0."""
-    run_dir.checkpoints.mkdir(exist_ok=True)
-    newest = run_dir.checkpoint(epoch)
-    with replacing(newest) as file:
-        torch.save(state, file)
-    for other in run_dir.checkpoints.glob("epoch_*.pt"):
-        if other != newest:
-            other.unlink()
+@dataclass(kw_only=True, slots=True)
+class Progress:
+    """How far a training is."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    step: int = 0
+    """Optimizer steps."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation."""
 
 
-def load_checkpoint(run_dir: RunDir) -> State | None:
-    """The newest checkpoint, on the CPU, or None when there is none. Every rank. Raises DataError when damaged."""
-    epoch = run_dir.last_epoch()
-    if epoch == 0:
-        return None
-    path = run_dir.checkpoint(epoch)
-    try:
-        state: State = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DataError(f"{path} cannot be read ({error}); remove it to train from the start") from error
-    return state
+class Checkpoints:
+    """The checkpoints of one run, in one file each: one process, or DDP, whose rank 0 writes. All ranks call."""
+
+    def __init__(self, run_dir: RunDir, *, is_main: bool) -> None:
+        self.run_dir, self.is_main = run_dir, is_main
+
+    def save(self, state: TrainingState, progress: Progress) -> None:
+        """Write a checkpoint and remove the older ones. The other ranks need not wait: they meet at the next step."""
+        if self.is_main:
+            self.run_dir.checkpoints.mkdir(exist_ok=True)
+            tensors = {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}
+            with replacing(self.run_dir.checkpoint(progress.epoch)) as file:
+                torch.save(tensors | _rest(state, progress), file)
+            self._forget_before(progress.epoch)
+
+    def load(self, state: TrainingState) -> Progress | None:
+        """Put the newest checkpoint into `state`, and return how far it was; None when there is none.
+
+        Raises DataError when it is damaged.
+        """
+        epoch = self.run_dir.last_epoch()
+        if epoch == 0:
+            return None
+        folder, file = self.run_dir.sharded_checkpoint(epoch), self.run_dir.checkpoint(epoch)
+        path = folder if folder.exists() else file
+        try:
+            rest = _load_folder(folder, state) if folder.exists() else self._load_file(file, state)
+        except Exception as error:
+            raise DataError(f"{path} cannot be read ({error}); remove it to train from the start") from error
+        state.scheduler.load_state_dict(rest["scheduler"])
+        state.scaler.load_state_dict(rest["scaler"])
+        return Progress(**rest["progress"])
+
+    def _load_file(self, file: Path, state: TrainingState) -> dict[str, Any]:
+        saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        state.model.load_state_dict(saved["model"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        return saved
+
+    def _forget_before(self, epoch: int) -> None:
+        newest = {self.run_dir.checkpoint(epoch), self.run_dir.sharded_checkpoint(epoch)}
+        for other in self.run_dir.checkpoints.glob("epoch_*"):
+            if other not in newest:
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
+
+
+class ShardedCheckpoints(Checkpoints):
+    """In one folder each, into which every rank writes its shard. All ranks call, and wait for each other."""
+
+    def save(self, state: TrainingState, progress: Progress) -> None:
+        """Write a checkpoint and remove the older ones."""
+        from torch.distributed.checkpoint.state_dict_saver import save
+
+        self.run_dir.checkpoints.mkdir(exist_ok=True)
+        target = self.run_dir.sharded_checkpoint(progress.epoch)
+        temporary = target.with_name(f".{target.name}.tmp")
+        save(_tensors(state), checkpoint_id=temporary)
+        if self.is_main:  # every rank has written its shard by now
+            with replacing(temporary / REST) as file:
+                torch.save(_rest(state, progress), file)
+            os.replace(temporary, target)
+            self._forget_before(progress.epoch)
+
+    def _load_file(self, file: Path, state: TrainingState) -> dict[str, Any]:
+        """A file knows the optimizer's parameters by number; the shards need them by name."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+        saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        set_state_dict(
+            state.model,
+            state.optimizer,
+            model_state_dict=saved["model"],
+            optim_state_dict=_by_name(saved["optimizer"], state),
+            options=StateDictOptions(full_state_dict=True),
+        )
+        return saved
+
+
+REST = "rest.pt"
+"""In the folder of a sharded checkpoint: what is not sharded."""
+
+
+def _rest(state: TrainingState, progress: Progress) -> dict[str, Any]:
+    parts = {"scheduler": state.scheduler.state_dict(), "scaler": state.scaler.state_dict()}
+    return parts | {"progress": asdict(progress)}
+
+
+def _tensors(state: TrainingState) -> dict[str, Any]:
+    """Weights and optimizer state under the names of the parameters, which no number of ranks changes."""
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    model, optimizer = get_state_dict(state.model, state.optimizer)
+    return {"model": model, "optimizer": optimizer}
+
+
+def _load_folder(folder: Path, state: TrainingState) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import set_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    tensors = _tensors(state)
+    with warnings.catch_warnings():  # it warns that a single process is a single process
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load(tensors, checkpoint_id=folder)
+    set_state_dict(
+        state.model, state.optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"]
+    )
+    rest: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
+    return rest
+
+
+def _by_name(saved: dict[str, Any], state: TrainingState) -> dict[str, Any]:
+    """An optimizer's state with the names of its parameters instead of their numbers."""
+    names = {parameter: name for name, parameter in state.model.named_parameters()}
+    ordered = [names[parameter] for group in state.optimizer.param_groups for parameter in group["params"]]
+    groups = [{**group, "params": [ordered[number] for number in group["params"]]} for group in saved["param_groups"]]
+    return {"state": {ordered[number]: values for number, values in saved["state"].items()}, "param_groups": groups}

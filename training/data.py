@@ -11,10 +11,11 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,9 +164,20 @@ class Loaders:
     micro_batches_per_step: int
     steps_per_epoch: int
     """Optimizer steps; the same on every rank."""
+    eval_batches: int
+    """Batches to score on the rank with the most of them."""
     train_samples: int
     eval_samples: int
     split_id: str
+
+    def evaluation(self) -> Iterator[tuple[Batch, bool]]:
+        """Each batch to score, and whether it counts: a rank with fewer repeats its last, so that all work together."""
+        batch: Batch = {}
+        batches = iter(self.evaluate)
+        for number in range(self.eval_batches):
+            counts = number < len(self.evaluate)
+            batch = next(batches) if counts else batch
+            yield batch, counts
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle for this epoch: the same order of samples for any number of ranks."""
@@ -198,6 +210,7 @@ def build_loaders(data: PreparedData, config: JobConfig, context: RunContext, co
         sampler=sampler,
         micro_batches_per_step=plan.num_micro_batches,
         steps_per_epoch=len(train) // config.training.global_batch_size,
+        eval_batches=math.ceil(math.ceil(len(scored) / context.world_size) / plan.micro_batch_size),
         train_samples=len(train),
         eval_samples=len(scored),
         split_id=chosen.id,

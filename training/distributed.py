@@ -1,53 +1,75 @@
 """Where a rank runs and how ranks agree: one RunContext, with or without a process group.
 
 The only module that reads torchrun's environment, picks a device, or opens and closes the process group. The trainer is
-written once against RunContext; a single process is the same interface with nothing to synchronise.
+written once against RunContext: a single process (here), DDP (here) and FSDP (fsdp.py) are the same interface.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training.config import DistributedConfig
+from training.config import DistributedConfig, JobConfig
 from training.errors import ConfigError, DistributedStartError, Problem
+from training.precision import Precision, choose_precision
 from training.run_dir import JOB_ID
 
 Statistics = dict[str, Tensor]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class RunContext:
     """One process that is the whole job. Also the interface; DistributedContext is the same over several ranks."""
 
-    def __init__(self, *, rank: int, world_size: int, device: torch.device) -> None:
+    sharded = False
+    """Whether each rank holds a part of the model only, and checkpoints are written by all of them together."""
+
+    def __init__(
+        self, *, rank: int = 0, world_size: int = 1, device: torch.device, precision: Precision | None = None
+    ) -> None:
         self.rank = rank
         self.world_size = world_size
         self.device = device
+        self.precision = precision or Precision(device_type=device.type)
+
+    @classmethod
+    def alone(cls) -> RunContext:
+        """One process on the CPU."""
+        return cls(device=torch.device("cpu"))
 
     @property
     def is_main(self) -> bool:
-        """True on rank 0, the only one that reports and writes checkpoints."""
+        """True on rank 0, the only one that reports."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model to call in training steps. All ranks."""
-        return model
+        """Move `model` to the device, in place, and return what to call in training steps. All ranks."""
+        return model.to(self.device)
 
-    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
+    def no_sync(self, parallel: nn.Module) -> AbstractContextManager[None]:
         """Backward inside this block leaves gradients local (all but the last micro-batch of a step). All ranks."""
         return nullcontext()
 
     def sum(self, statistics: Statistics) -> Statistics:
         """Each tensor summed over the ranks, in float64 on the CPU. All ranks, same keys and shapes."""
         return {name: value.detach().to("cpu", torch.float64) for name, value in statistics.items()}
+
+    def concatenate(self, rows: Statistics) -> Statistics:
+        """The rows of all ranks one after the other, on the CPU. All ranks, same keys, any number of rows."""
+        return {name: value.detach().cpu() for name, value in rows.items()}
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(world_size x n, ...) from (n, ...), in the order of the ranks; gradients flow back to each. All ranks."""
+        return rows
 
     def broadcast(self, flag: bool) -> bool:
         """Rank 0's `flag`, on every rank: rank 0 asks, all hear. All ranks."""
@@ -56,20 +78,30 @@ class RunContext:
     def share_buffers(self, model: nn.Module) -> None:
         """Rank 0's buffers (such as running means) on every rank, so that all evaluate the same model. All ranks."""
 
+    def whole(self, model: Module, build: Callable[[], Module]) -> Module:
+        """`model` with all its weights, as `build` makes it; on rank 0 only, the others may get a part. All ranks."""
+        return model
+
 
 class DistributedContext(RunContext):
     """One rank of a data-parallel job (DDP)."""
 
+    def __init__(self, *, config: DistributedConfig, **place: Any) -> None:
+        super().__init__(**place)
+        self.config = config
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model in DistributedDataParallel: rank 0's weights everywhere, gradients averaged in backward."""
+        if self.config.sync_batchnorm and self.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # Some classifiers of transformers (BigBird, XLNet, ...) never use some of their parameters.
-        return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True)
+        unused = self.config.find_unused_parameters
+        return DistributedDataParallel(model.to(self.device), device_ids=ids, find_unused_parameters=unused)
 
-    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
+    def no_sync(self, parallel: nn.Module) -> AbstractContextManager[None]:
         """Skip the gradient all-reduce inside this block."""
-        assert isinstance(model, DistributedDataParallel)
-        return model.no_sync()
+        assert isinstance(parallel, DistributedDataParallel)
+        return parallel.no_sync()
 
     def sum(self, statistics: Statistics) -> Statistics:
         """All statistics in one all-reduce."""
@@ -78,6 +110,17 @@ class DistributedContext(RunContext):
         dist.all_reduce(flat)
         parts = torch.split(flat.cpu(), [value.numel() for value in local.values()])
         return {name: part.reshape(value.shape) for (name, value), part in zip(local.items(), parts, strict=True)}
+
+    def concatenate(self, rows: Statistics) -> Statistics:
+        """Ranks may have different numbers of rows, so they travel as objects."""
+        every: list[Statistics] = [{} for _ in range(self.world_size)]
+        dist.all_gather_object(every, super().concatenate(rows))
+        return {name: torch.cat([part[name] for part in every]) for name in rows}
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """An all-gather whose backward sums what the ranks made of these rows."""
+        gathered: Tensor = _Gather.apply(rows, self.rank, self.world_size)  # type: ignore[no-untyped-call]
+        return gathered
 
     def broadcast(self, flag: bool) -> bool:
         """Broadcast from rank 0, so that every rank leaves at the same step."""
@@ -91,8 +134,26 @@ class DistributedContext(RunContext):
             dist.broadcast(buffer, src=0)
 
 
+class _Gather(torch.autograd.Function):
+    """All-gather along the rows. Backward is an all-reduce, since gloo has no reduce-scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, rank: int, world_size: int) -> Tensor:
+        ctx.rank = rank
+        parts = [torch.empty_like(rows) for _ in range(world_size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        rows = len(total) // dist.get_world_size()
+        return total[ctx.rank * rows : (ctx.rank + 1) * rows], None, None
+
+
 @contextlib.contextmanager
-def run_context(config: DistributedConfig) -> Iterator[RunContext]:
+def run_context(config: JobConfig) -> Iterator[RunContext]:
     """Open this rank's context, and close the process group at the end, also after an error in a single process.
 
     After an error in a distributed job the group is left alone: closing it could wait for a peer that never comes,
@@ -100,28 +161,45 @@ def run_context(config: DistributedConfig) -> Iterator[RunContext]:
     and ConfigError when torch cannot use the GPU it was given. All ranks.
     """
     if "WORLD_SIZE" not in os.environ:
-        yield RunContext(rank=0, world_size=1, device=_device(config, local_rank=0))
+        device = _device(config.distributed, local_rank=0)
+        yield RunContext(device=device, precision=choose_precision(config.training.precision, device))
         return
     context = _join(config)
     yield context
     dist.destroy_process_group()
 
 
-def _join(config: DistributedConfig) -> DistributedContext:
+def _join(config: JobConfig) -> DistributedContext:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    device = _device(config, local_rank=int(os.environ["LOCAL_RANK"]))
-    backend = config.backend if config.backend != "auto" else "nccl" if device.type == "cuda" else "gloo"
+    device = _device(config.distributed, local_rank=int(os.environ["LOCAL_RANK"]))
+    backend = config.distributed.backend
+    if backend == "auto":
+        backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(
             backend,
-            timeout=timedelta(seconds=config.timeout_s),
+            timeout=timedelta(seconds=config.distributed.timeout_s),
             device_id=device if device.type == "cuda" and backend == "nccl" else None,
         )
-        context = DistributedContext(rank=rank, world_size=world_size, device=device)
+        context = _context_class(config.distributed)(
+            config=config.distributed,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+            precision=choose_precision(config.training.precision, device),
+        )
         context.sum({"ready": torch.ones(1)})
     except Exception as error:
         raise DistributedStartError(f"{backend} with {world_size} ranks did not start: {error}") from error
     return context
+
+
+def _context_class(config: DistributedConfig) -> type[DistributedContext]:
+    if config.strategy != "fsdp":
+        return DistributedContext
+    from training.fsdp import ShardedContext  # its imports cost half a second, which other ranks need not pay
+
+    return ShardedContext
 
 
 def _device(config: DistributedConfig, *, local_rank: int) -> torch.device:

@@ -4,44 +4,80 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 
 from training.config import JobConfig
 from training.data import Loaders, build_loaders
 from training.distributed import RunContext
+from training.errors import ConfigError, Problem
+from training.layers import checkpoint_activations, compile_layers
 from training.process import no_garbage_collection
-from training.reporter import MainReporter, RankReporter
+from training.reporter import RunDirReporter
 from training.run_dir import Outcome, RunDir
 from training.seeding import seed_everything, set_arithmetic
-from training.tasks import TrainingModule, load_task
+from training.tasks import ContrastiveModule, TrainingModule, load_task
 from training.trainer import TrainingResult, run_training
 
 REPORTED_PACKAGES = ("torch", "transformers", "numpy", "scikit-learn")
 
 
-def build_job(config: JobConfig, context: RunContext) -> tuple[TrainingModule, Loaders]:
-    """Everything a training needs, up to its first step. All ranks. Raises ConfigError and DataError."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """Everything a training needs, up to its first step."""
+
+    build_model: Callable[[], TrainingModule]
+    """Makes the untrained model, on the CPU; the same one each time."""
+    loaders: Loaders
+
+
+def build_job(config: JobConfig, context: RunContext) -> Job:
+    """Prepare the data and say how the model is made. All ranks. Raises ConfigError and DataError."""
     task = load_task(config.task)
     data = task.prepare(config)
-    seed_everything(config.seed)
-    model = task.build_model(config, data).to(context.device)
-    return model, build_loaders(data, config, context, task.collate)
+
+    def build_model() -> TrainingModule:
+        seed_everything(config.seed)
+        return prepare_model(task.build_model(config, data), config)
+
+    return Job(build_model=build_model, loaders=build_loaders(data, config, context, task.collate))
+
+
+def prepare_model(model: TrainingModule, config: JobConfig) -> TrainingModule:
+    """Say how `model` computes: gradient cache, checkpointing and compilation, in place. All ranks.
+
+    Raises ConfigError when its loss cannot have a gradient cache.
+    """
+    cache = config.gradient_cache
+    if isinstance(model, ContrastiveModule):
+        model.cache_gradients = cache.enabled is not False
+    elif cache.enabled is True or cache.chunk_size is not None:
+        message = f"the loss of {config.task} is not contrastive, so there is nothing to cache; use accumulation"
+        raise ConfigError([Problem(place="gradient_cache.enabled", message=message)])
+    if config.training.gradient_checkpointing:
+        checkpoint_activations(model)
+    if config.training.compile:
+        compile_layers(model)
+    return model
 
 
 def run_job(run_dir: RunDir, config: JobConfig, context: RunContext) -> None:
     """Train what `config` says and leave model and ``result.json`` in `run_dir`. All ranks; rank 0 writes."""
     set_arithmetic(context.device)
     with no_garbage_collection():
-        model, loaders = build_job(config, context)
-    reporter = MainReporter(run_dir) if context.is_main else RankReporter(run_dir)
-    result = run_training(model, loaders, config, context, reporter)
-    if not context.is_main:
-        return
+        job = build_job(config, context)
+        model = job.build_model()
+    result = run_training(model, job.loaders, config, context, RunDirReporter(run_dir, context))
     if config.output.save_model and not result.stopped:
-        model.save(run_dir.model)
-    run_dir.write_result(_outcome(result, loaders, context))
-    if not config.output.keep_checkpoint:
-        shutil.rmtree(run_dir.checkpoints, ignore_errors=True)
+        trained = context.whole(model, job.build_model)
+        if context.is_main:
+            trained.save(run_dir.model)
+    if context.is_main:
+        run_dir.write_result(_outcome(result, job.loaders, context))
+        if not config.output.keep_checkpoint:
+            shutil.rmtree(run_dir.checkpoints, ignore_errors=True)
+    context.broadcast(True)  # no rank leaves, and is missed, before the result is written
 
 
 def _outcome(result: TrainingResult, loaders: Loaders, context: RunContext) -> Outcome:

@@ -10,7 +10,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from training.process import die_with_parent, fail, no_garbage_collection, rank_from_environment, redirect_output
+from training.process import (
+    die_with_parent,
+    fail,
+    leave,
+    no_garbage_collection,
+    rank_from_environment,
+    redirect_output,
+)
 from training.run_dir import RunDir
 
 
@@ -23,6 +30,7 @@ def main() -> None:
         run_rank(run_dir)
     except BaseException as error:  # sys.exit of a user's code, too
         fail(run_dir, error, rank=rank)
+    leave(0)
 
 
 def run_rank(run_dir: RunDir) -> None:
@@ -33,7 +41,7 @@ def run_rank(run_dir: RunDir) -> None:
         from training.job import run_job
 
     config = run_dir.load_config()
-    with run_context(config.distributed) as context:
+    with run_context(config) as context:
         run_job(run_dir, config, context)
 
 

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from training.errors import Failure, TrainingError, classify
 from training.run_dir import PARENT_PID, RunDir
@@ -64,14 +65,20 @@ def no_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def fail(run_dir: RunDir, error: BaseException, *, rank: int) -> None:
+def fail(run_dir: RunDir, error: BaseException, *, rank: int) -> NoReturn:
     """Leave the failure in ``error.json`` (the first rank wins) and end this process at once with status 1.
 
     At once: an orderly exit could wait for a peer in a collective, for a loader's worker or for the GPU.
     """
     leave_error(run_dir, error, rank=rank)
+    leave(1)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process now. What an orderly exit does can wait for ever, or abort in a destructor (gloo's threads)."""
+    sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 def leave_error(run_dir: RunDir, error: BaseException, *, rank: int) -> None:

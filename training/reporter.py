@@ -1,16 +1,17 @@
-"""How the trainer speaks to the outside: rank 0 writes to the run directory, the other ranks only read from it."""
+"""How the trainer speaks to the outside: rank 0 writes to the run directory, all ranks take part in checkpoints."""
 
 from __future__ import annotations
 
 import time
 from typing import Protocol
 
-from training.checkpoint import State, load_checkpoint, save_checkpoint
+from training.checkpoint import Checkpoints, Progress, ShardedCheckpoints, TrainingState
+from training.distributed import RunContext
 from training.run_dir import Event, Record, RunDir
 
 
 class Reporter(Protocol):
-    """What the trainer needs of the outside world."""
+    """What the trainer needs of the outside world. All ranks call all of it."""
 
     def report(self, event: Event, *, step: int, epoch: int, values: dict[str, float]) -> None:
         """Tell what happened after optimizer step `step` and `epoch` finished epochs."""
@@ -18,11 +19,11 @@ class Reporter(Protocol):
     def stop_requested(self) -> bool:
         """Whether someone asked this job to leave early. Only rank 0's answer counts."""
 
-    def save(self, epoch: int, state: State) -> None:
-        """Keep the state after `epoch` finished epochs."""
+    def save(self, state: TrainingState, progress: Progress) -> None:
+        """Keep the state after ``progress.epoch`` finished epochs."""
 
-    def load(self) -> State | None:
-        """The newest kept state."""
+    def load(self, state: TrainingState) -> Progress | None:
+        """Put the newest kept state into `state`; None when there is none."""
 
 
 class SilentReporter:
@@ -35,38 +36,38 @@ class SilentReporter:
         """Never ask."""
         return False
 
-    def save(self, epoch: int, state: State) -> None:
+    def save(self, state: TrainingState, progress: Progress) -> None:
         """Keep nothing."""
 
-    def load(self) -> State | None:
+    def load(self, state: TrainingState) -> Progress | None:
         """Nothing was kept."""
         return None
 
 
-class RankReporter(SilentReporter):
-    """Every rank but the first: silent, but resumes from the same checkpoint as rank 0."""
+class RunDirReporter:
+    """Rank 0 appends to ``metrics.jsonl`` and looks for ``stop``; the other ranks are silent."""
 
-    def __init__(self, run_dir: RunDir) -> None:
-        self._run_dir = run_dir
-
-    def load(self) -> State | None:
-        """Read the newest checkpoint."""
-        return load_checkpoint(self._run_dir)
-
-
-class MainReporter(RankReporter):
-    """Rank 0: appends to ``metrics.jsonl``, looks for ``stop``, writes checkpoints."""
+    def __init__(self, run_dir: RunDir, context: RunContext) -> None:
+        self._run_dir, self._is_main = run_dir, context.is_main
+        kind = ShardedCheckpoints if context.sharded else Checkpoints
+        self._checkpoints = kind(run_dir, is_main=context.is_main)
 
     def report(self, event: Event, *, step: int, epoch: int, values: dict[str, float]) -> None:
         """Append one Record; a START also drops the records that a resumed job is about to repeat."""
+        if not self._is_main:
+            return
         if event is Event.START:
             self._run_dir.forget_after(epoch)
         self._run_dir.append(Record(event=event, step=step, epoch=epoch, time=time.time(), values=values))
 
     def stop_requested(self) -> bool:
-        """True once ``stop`` exists."""
-        return self._run_dir.stop.exists()
+        """True on rank 0 once ``stop`` exists."""
+        return self._is_main and self._run_dir.stop.exists()
 
-    def save(self, epoch: int, state: State) -> None:
+    def save(self, state: TrainingState, progress: Progress) -> None:
         """Write a checkpoint."""
-        save_checkpoint(self._run_dir, epoch, state)
+        self._checkpoints.save(state, progress)
+
+    def load(self, state: TrainingState) -> Progress | None:
+        """Read the newest checkpoint."""
+        return self._checkpoints.load(state)

@@ -5,7 +5,7 @@
     stop            present when the job is asked to stop early
     result.json     the Outcome, written by rank 0 before any teardown
     error.json      the Failure of the first rank that failed
-    checkpoints/    epoch_0003.pt
+    checkpoints/    epoch_0003.pt, or the folder epoch_0003 with a shard of every rank
     model/          the trained model, when asked for
     logs/           agent.log, rank_0.log, ...
 
@@ -114,7 +114,7 @@ class RunDir:
         if resume:
             self.forget_after(self.last_epoch())
             for half_written in self.checkpoints.glob(".*.tmp"):
-                half_written.unlink()
+                shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
         else:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             self.metrics.unlink(missing_ok=True)
@@ -126,9 +126,13 @@ class RunDir:
         """The checkpoint after `epoch` finished epochs."""
         return self.checkpoints / f"epoch_{epoch:04d}.pt"
 
+    def sharded_checkpoint(self, epoch: int) -> Path:
+        """The same, as a folder into which every rank wrote its shard."""
+        return self.checkpoints / f"epoch_{epoch:04d}"
+
     def last_epoch(self) -> int:
         """Finished epochs at the newest checkpoint; 0 when there is none."""
-        names = (re.fullmatch(r"epoch_(\d+)\.pt", path.name) for path in self.checkpoints.glob("epoch_*.pt"))
+        names = (re.fullmatch(r"epoch_(\d+)(\.pt)?", path.name) for path in self.checkpoints.glob("epoch_*"))
         return max((int(name[1]) for name in names if name), default=0)
 
     def load_config(self) -> JobConfig:

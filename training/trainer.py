@@ -11,15 +11,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from training.checkpoint import Progress, TrainingState
 from training.config import JobConfig
 from training.data import Batch, Loaders
-from training.distributed import RunContext
+from training.distributed import RunContext, Statistics
 from training.errors import NonFiniteLossError, TrainingError
+from training.gradients import backward
 from training.optimizer import build_optimizer, build_scheduler
 from training.reporter import Reporter
 from training.run_dir import Event
@@ -40,28 +41,40 @@ class TrainingResult:
 def run_training(
     model: TrainingModule, loaders: Loaders, config: JobConfig, context: RunContext, reporter: Reporter
 ) -> TrainingResult:
-    """Train `model` (already on ``context.device``) and evaluate it after every epoch.
+    """Train `model` (on the CPU; it is moved and wrapped in place) and evaluate it after every epoch.
 
     Resumes from the reporter's newest checkpoint. Called by all ranks; all leave at the same step.
     Raises NonFiniteLossError, on every rank at the same step.
     """
     trainer = _Trainer(model, loaders, config, context, reporter)
     trainer.resume()
-    while trainer.epoch < config.training.epochs and not trainer.stopped:
+    while trainer.at.epoch < config.training.epochs and not trainer.stopped:
         trainer.run_epoch()
-    return TrainingResult(metrics=trainer.metrics, stopped=trainer.stopped, epochs=trainer.epoch, steps=trainer.step)
+    at = trainer.at
+    return TrainingResult(metrics=at.metrics, stopped=trainer.stopped, epochs=at.epoch, steps=at.step)
 
 
 def evaluate(model: TrainingModule, loaders: Loaders, context: RunContext) -> dict[str, float]:
     """The task's metrics over the whole evaluation set, each real sample counted once. All ranks."""
     model.eval()
     context.share_buffers(model)
-    totals: dict[str, Tensor] = {}
-    with torch.inference_mode():
-        for batch in loaders.evaluate:
-            for name, value in model.evaluate(_to(batch, context.device)).items():
-                totals[name] = totals[name] + value if name in totals else value
-    return _checked(model.summarize(context.sum(totals)), model)
+    parts: dict[str, list[Tensor]] = {}
+    with torch.no_grad(), context.precision.autocast():
+        for batch, counts in loaders.evaluation():
+            found = model.evaluate(to_device(batch, context.device))
+            for name, value in found.items() if counts else ():
+                earlier = parts.setdefault(name, [])
+                if model.evaluates_rows or not earlier:
+                    earlier.append(value)
+                else:
+                    earlier[0] = earlier[0] + value
+    return _checked(model.summarize(_over_ranks(parts, model, context)), model)
+
+
+def _over_ranks(parts: dict[str, list[Tensor]], model: TrainingModule, context: RunContext) -> Statistics:
+    if model.evaluates_rows:
+        return context.concatenate({name: torch.cat(rows) for name, rows in parts.items()})
+    return context.sum({name: total for name, (total,) in parts.items()})
 
 
 def _checked(metrics: object, model: TrainingModule) -> dict[str, float]:
@@ -86,17 +99,13 @@ class _Trainer:
         self.optimizer = build_optimizer(model, config.optimizer)
         total_steps = config.training.epochs * loaders.steps_per_epoch
         self.scheduler = build_scheduler(self.optimizer, config.scheduler, total_steps=total_steps)
-        self.parts: dict[str, Any] = {"model": model, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        self.epoch, self.step, self.lr, self.stopped = 0, 0, 0.0, False
-        self.metrics: dict[str, float] = {}
+        self.scaler = context.precision.scaler()
+        self.state = TrainingState(model=model, optimizer=self.optimizer, scheduler=self.scheduler, scaler=self.scaler)
+        self.at, self.lr, self.stopped = Progress(), 0.0, False
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if any, and say where the training starts."""
-        state = self.reporter.load()
-        if state is not None:
-            for name, part in self.parts.items():
-                part.load_state_dict(state[name])
-            self.epoch, self.step, self.metrics = state["epoch"], state["step"], state["metrics"]
+        self.at = self.reporter.load(self.state) or self.at
         self.report(
             Event.START,
             world_size=self.context.world_size,
@@ -107,53 +116,44 @@ class _Trainer:
 
     def run_epoch(self) -> None:
         """Every optimizer step of one epoch, then evaluation and checkpoint; or leave early when asked to."""
-        seed_everything(self.config.seed, self.epoch, self.context.rank)
-        self.loaders.set_epoch(self.epoch)
+        seed_everything(self.config.seed, self.at.epoch, self.context.rank)
+        self.loaders.set_epoch(self.at.epoch)
         self.model.train()
-        running = torch.zeros(2, device=self.context.device)  # sum of losses, number of micro-batches
+        running = torch.zeros(2, device=self.context.device)  # sum of losses, number of steps
         for micro_batches in self.steps():
             self.optimize(micro_batches, running)
-            if self.step % self.config.training.log_every_n_steps == 0:
+            if self.at.step % self.config.training.log_every_n_steps == 0:
                 self.report_loss(running)
                 if self.stop_heard():
                     return
-        if self.step % self.config.training.log_every_n_steps:
+        if self.at.step % self.config.training.log_every_n_steps:
             self.report_loss(running)
-        self.epoch += 1
-        self.metrics = evaluate(self.model, self.loaders, self.context)
-        self.report(Event.EVALUATE, **self.metrics)
-        self.save()
-        self.stopped = self.epoch < self.config.training.epochs and self.stop_heard()
+        self.at.epoch += 1
+        self.at.metrics = evaluate(self.model, self.loaders, self.context)
+        self.report(Event.EVALUATE, **self.at.metrics)
+        self.reporter.save(self.state, self.at)
+        self.stopped = self.at.epoch < self.config.training.epochs and self.stop_heard()
 
     def steps(self) -> Iterator[list[Batch]]:
         """The micro-batches of each optimizer step; what does not fill a step waits for another epoch's shuffle."""
         batches = iter(self.loaders.train)
         for _ in range(self.loaders.steps_per_epoch):
-            yield list(islice(batches, self.loaders.micro_batches_per_step))
+            micro_batches = islice(batches, self.loaders.micro_batches_per_step)
+            yield [to_device(batch, self.context.device) for batch in micro_batches]
 
     def optimize(self, micro_batches: list[Batch], running: Tensor) -> None:
-        """One optimizer step. Micro-batches are equal in size, so the mean of their means is the batch's mean."""
-        last = len(micro_batches) - 1
-        for index, batch in enumerate(micro_batches):
-            if index < last:
-                with self.context.no_sync(self.parallel):
-                    self.backward(batch, len(micro_batches), running)
-            else:
-                self.backward(batch, len(micro_batches), running)
+        """One optimizer step; its loss is added to `running`."""
+        running[0] += backward(self.model, self.parallel, micro_batches, self.context, self.scaler.scale)
+        running[1] += 1
         if self.config.training.max_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_grad_norm)
         self.lr = float(self.scheduler.get_last_lr()[0])
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-
-    def backward(self, batch: Batch, parts: int, running: Tensor) -> None:
-        """Forward and backward of one micro-batch; its loss is added to `running`."""
-        loss = self.parallel(_to(batch, self.context.device))
-        (loss / parts).backward()
-        running[0] += loss.detach()
-        running[1] += 1
+        self.at.step += 1
 
     def report_loss(self, running: Tensor) -> None:
         """Report the mean loss since the last time, over all ranks."""
@@ -170,17 +170,11 @@ class _Trainer:
         """Report at the present step. A loss that is not finite ends the training, on all ranks alike."""
         if not math.isfinite(values.get("loss", 0.0)):
             raise NonFiniteLossError(
-                f"the loss became {values['loss']} by step {self.step}; lower optimizer.lr or training.max_grad_norm"
+                f"the loss became {values['loss']} by step {self.at.step}; lower optimizer.lr or training.max_grad_norm"
             )
-        self.reporter.report(event, step=self.step, epoch=self.epoch, values=values)
-
-    def save(self) -> None:
-        """Keep the whole state (rank 0 writes; the others need not wait, they meet again at the next step)."""
-        if self.context.is_main:
-            state = {name: part.state_dict() for name, part in self.parts.items()}
-            progress = {"epoch": self.epoch, "step": self.step, "metrics": self.metrics}
-            self.reporter.save(self.epoch, state | progress)
+        self.reporter.report(event, step=self.at.step, epoch=self.at.epoch, values=values)
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on `device`."""
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

@@ -302,7 +302,8 @@ class JobConfig(Section):
 
     def batch_plan(self, world_size: int) -> BatchPlan:
         """How `world_size` ranks share a global batch. Raises ConfigError when they cannot share it exactly."""
-        limits = (self.training.max_micro_batch_size, self.gradient_cache.chunk_size)
+        chunk = None if self.gradient_cache.enabled is False else self.gradient_cache.chunk_size
+        limits = (self.training.max_micro_batch_size, chunk)
         return plan_batch(
             global_batch_size=self.training.global_batch_size,
             world_size=world_size,

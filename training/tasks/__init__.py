@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 
 from training.errors import ConfigError, Problem
-from training.tasks.task import Task, TrainingModule
+from training.tasks.task import ContrastiveModule, Representations, Task, TrainingModule
 
-__all__ = ["Task", "TrainingModule", "load_task"]
+__all__ = ["ContrastiveModule", "Representations", "Task", "TrainingModule", "load_task"]
 
 _BUILT_IN = {
     "text_classification": "training.tasks.text_classification:TextClassification",
     "image_classification": "training.tasks.image_classification:ImageClassification",
+    "language_modeling": "training.tasks.language_modeling:LanguageModeling",
+    "embedding": "training.tasks.embedding:Embedding",
 }
 
 

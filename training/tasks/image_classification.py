@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 from training.config import JobConfig
 from training.data import Batch, PreparedData, prepare_once
-from training.errors import DataError
-from training.sources import Table, fingerprint, load_table
+from training.sources import fingerprint, load_table
 from training.tasks.classifier import Classifier
-from training.tasks.image_input import fit_to, input_format, write_input_format
+from training.tasks.image_input import fit_to, input_format, read_pixels, write_input_format
 from training.tasks.image_networks import build_small_network, is_small, save_small_network
 from training.tasks.labels import encode_classes, encode_groups, sample
 
@@ -35,7 +33,7 @@ class ImageClassification:
     def _build(self, config: JobConfig) -> PreparedData:
         table = sample(load_table(config.data), config)
         classes, labels = encode_classes(table, config.data)
-        pixels = _pixels(table, config)
+        pixels = read_pixels(table, config)
         if config.model.pretrained is not None:
             pixels = fit_to(input_format(config.model.pretrained), pixels)
         return PreparedData(
@@ -61,28 +59,15 @@ class ImageClassification:
 def _build_transformers(config: JobConfig, classes: list[str], **shape: object) -> Classifier:
     from transformers import AutoModelForImageClassification  # seconds, which a small network need not pay
 
-    from training.tasks.pretrained import build_network, class_names
+    from training.tasks.pretrained import build_network, class_names, save_network
 
     pretrained = config.model.pretrained
     required = class_names(classes) | ({} if pretrained else shape)
-    network = build_network(AutoModelForImageClassification, config.model, **required)
+    network = build_network(AutoModelForImageClassification, config, **required)
 
     def save(trained: nn.Module, folder: Path) -> None:
-        trained.save_pretrained(folder)  # type: ignore[operator]
+        save_network(trained, folder, config.lora)
         if pretrained is not None:
             write_input_format(input_format(pretrained), folder)
 
     return Classifier(network, num_classes=len(classes), save=save)
-
-
-def _pixels(table: Table, config: JobConfig) -> np.ndarray:
-    """(samples, channels, height, width) float32; bytes are scaled to 0..1 and grey images get their channel."""
-    images = [np.asarray(image) for image in table.column(config.data.image_column, key="data.image_column")]
-    shapes = {image.shape for image in images}
-    if len(shapes) != 1:
-        raise DataError(f"images of {config.data.name} differ in shape ({sorted(shapes)[:3]} ...); resize them first")
-    pixels = np.stack(images)
-    pixels = pixels.astype(np.float32) / 255.0 if pixels.dtype == np.uint8 else pixels.astype(np.float32)
-    if pixels.ndim == 3:
-        return pixels[:, None]
-    return pixels.transpose(0, 3, 1, 2).copy() if pixels.shape[-1] in (3, 4) else pixels

@@ -14,13 +14,28 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from training.config import JobConfig
 from training.errors import DataError
+from training.sources import Table
 
 FILE = "preprocessor_config.json"
 CHUNK = 256
 """Images converted at a time."""
 
 Format = dict[str, Any]
+
+
+def read_pixels(table: Table, config: JobConfig) -> np.ndarray:
+    """(samples, channels, height, width) float32; bytes are scaled to 0..1 and grey images get their channel."""
+    images = [np.asarray(image) for image in table.column(config.data.image_column, key="data.image_column")]
+    shapes = {image.shape for image in images}
+    if len(shapes) != 1:
+        raise DataError(f"images of {config.data.name} differ in shape ({sorted(shapes)[:3]} ...); resize them first")
+    pixels = np.stack(images)
+    pixels = pixels.astype(np.float32) / 255.0 if pixels.dtype == np.uint8 else pixels.astype(np.float32)
+    if pixels.ndim == 3:
+        return pixels[:, None]
+    return pixels.transpose(0, 3, 1, 2).copy() if pixels.shape[-1] in (3, 4) else pixels
 
 
 def input_format(reference: str) -> Format:

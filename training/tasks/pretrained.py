@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from training.config import suggestion
-from training.config.schema import ModelConfig
+from training.config import JobConfig, suggestion
+from training.config.schema import LoraConfig, ModelConfig
 from training.errors import ConfigError, Problem
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".onnx"}
@@ -42,13 +43,35 @@ def identify(reference: str) -> str:
     return "\n".join([reference, version("tokenizers"), *stamps])
 
 
-def build_network(auto_class: Any, config: ModelConfig, **required: Any) -> PreTrainedModel:
+def build_network(auto_class: Any, job: JobConfig, **required: Any) -> nn.Module:
     """A network of `auto_class` (an AutoModelFor...): pretrained weights, or an architecture from scratch.
 
     Keys of the YAML block that the schema does not know go to the transformers configuration; `required` (number of
-    classes, ...) too, and wins. Weights are float32, also where they were saved in half precision.
-    Raises ConfigError on a key or architecture that transformers does not know.
+    classes, ...) too, and wins. Weights are float32, also where they were saved in half precision. With ``lora:`` only
+    adapters and a classifier's head are trained. Raises ConfigError on a key or architecture that transformers does not
+    know.
     """
+    network = _build(auto_class, job.model, required)
+    if job.lora is None:
+        return network
+    from training.lora import add_adapters  # two seconds, which other jobs need not pay
+
+    children = {name: child for name, child in network.named_children() if name != network.base_model_prefix}
+    head = [name for name, child in children.items() if any(True for _ in child.parameters())]
+    return add_adapters(network, job.lora, head=head if "num_labels" in required else [])
+
+
+def save_network(network: Any, folder: Path, lora: LoraConfig | None) -> None:
+    """Write what `build_network` built, for transformers (or, an adapter alone, for peft) to load."""
+    if lora is None:
+        network.save_pretrained(folder)
+        return
+    from training.lora import save_adapted
+
+    save_adapted(network, folder, lora)
+
+
+def _build(auto_class: Any, config: ModelConfig, required: dict[str, Any]) -> PreTrainedModel:
     extra = config.model_extra or {}
     if config.pretrained is not None:
         source = locate(config.pretrained)

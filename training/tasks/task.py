@@ -6,21 +6,28 @@ A task of your own implements the three methods of Task; docs/own-task.md shows 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from training.config import JobConfig
 from training.data import Batch, PreparedData
-from training.distributed import Statistics
+from training.distributed import RunContext, Statistics
 
 
 class TrainingModule(nn.Module):
     """A model with its loss and its metrics. The trainer calls nothing else."""
 
+    evaluates_rows: ClassVar[bool] = False
+    """Whether `evaluate` returns rows, which are put one after the other over batches and ranks, instead of sums."""
+
     def forward(self, batch: Batch) -> Tensor:
         """The mean loss over `batch`, a scalar to differentiate."""
         raise NotImplementedError
+
+    def weight(self, batch: Batch) -> Tensor | None:
+        """What that mean is over, a scalar, such as the number of tokens; None when it is the number of samples."""
+        return None
 
     def evaluate(self, batch: Batch) -> Statistics:
         """Sums over `batch`, from which metrics follow: they are added over batches and ranks."""
@@ -32,6 +39,34 @@ class TrainingModule(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the trained model to `folder`. Rank 0."""
+        raise NotImplementedError
+
+
+class Representations(NamedTuple):
+    """What an encoder makes of pairs."""
+
+    first: Tensor
+    """(samples, dimensions)"""
+    second: Tensor
+    """(samples, dimensions): row i belongs to row i of `first`."""
+    sharpness: Tensor
+    """(1,): the inverse temperature, the same for every batch; a constant or trained."""
+
+
+class ContrastiveModule(TrainingModule):
+    """A model whose loss compares each sample with all the others of the global batch, on whatever rank they are.
+
+    `forward` returns Representations instead of a loss.
+    """
+
+    cache_gradients: bool = True
+    """Contrast all micro-batches of a step together (gradient cache), not each by itself."""
+
+    def contrast(self, mine: Representations, context: RunContext) -> Tensor:
+        """The mean loss of this rank's pairs against those of all ranks (``context.gather``), a scalar.
+
+        No parameters are used here, so that the gradient can be cached. All ranks.
+        """
         raise NotImplementedError
 
 

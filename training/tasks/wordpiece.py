@@ -38,6 +38,7 @@ def train_wordpiece(texts: list[str], *, vocab_size: int) -> PreTrainedTokenizer
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    names |= {"bos_token": "[CLS]", "eos_token": "[SEP]"}  # for language models
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, mask_token="[MASK]", **names
     )
