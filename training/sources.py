@@ -159,13 +159,15 @@ def fingerprint(data: DataConfig) -> str:
 
 
 def _built_in_versions(name: str) -> list[Any]:
-    from training import package_docs
+    from training.package_sources import package_versions
 
     if name == "digits":
-        return [package_docs.package_versions(["sklearn"])]
+        return [package_versions(["sklearn"])]
     # Which files can be parsed depends on the Python, and what is made of them on the code that reads them.
-    code = hashlib.sha256(Path(package_docs.__file__).read_bytes()).hexdigest()
-    return [package_docs.package_versions(), sys.version_info[:2], code]
+    code = hashlib.sha256()
+    for file in (f"{name}.py", "package_sources.py"):
+        code.update(Path(__file__).with_name(file).read_bytes())
+    return [package_versions(), sys.version_info[:2], code.hexdigest()]
 
 
 def _files(path: Path) -> list[Path]:
