@@ -9,32 +9,29 @@ the same order.
 from __future__ import annotations
 
 import ast
-import gc
-import importlib.metadata
-import importlib.util
 import re
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from training.errors import DataError
+from training.package_sources import (
+    DEFAULT_PACKAGES,
+    MASK,
+    fast_and_silent,
+    modules,
+    package_roots,
+    share_of_documentation,
+    syntax_tree,
+)
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
-DEFAULT_PACKAGES = ("torch", "numpy", "sklearn", "pandas", "scipy", "sqlalchemy")
-MASK = "library"
 MIN_CHARS = 40
 MIN_WORDS = 6
 MIN_LETTERS = 0.85
 """Share of letters among the characters of a paragraph that are not spaces; code and tables have fewer."""
 MIN_DOCUMENTATION = 0.25
 """Share of a file between triple quotes. The files below it cost half of the parsing time for an eighth of the text."""
-
-_DISTRIBUTIONS = {"sklearn": "scikit-learn"}
-# Tests and other people's code do not document the package. torch's private folders are its compiler's: notes that no
-# user of torch reads.
-_SKIPPED = re.compile(r"^torch/_[^/]+/|/(?:_?tests?|_?testing|externals|_?vendor\w*|array_api_\w+)/")
 
 _NAMES = ("torch", "numpy", "scikit-learn", "scikit_learn", "scikit learn", "sklearn", "pandas", "scipy", "sqlalchemy")
 _OWN_NAME = re.compile(rf"\w*(?:{'|'.join(_NAMES)})\w*|\b(?:np|pd)\b(?=\.)", re.IGNORECASE)
@@ -54,8 +51,8 @@ def read_package_docs(packages: Sequence[str] = DEFAULT_PACKAGES) -> tuple[list[
     """
     owners: dict[str, str | None] = {}
     groups: dict[str, str] = {}
-    with _fast_and_silent():
-        for package, root in _roots(packages).items():
+    with fast_and_silent():
+        for package, root in package_roots(packages).items():
             for module, text in _texts(root):
                 groups.setdefault(text, module)
                 owners[text] = package if owners.get(text, package) == package else None
@@ -63,28 +60,6 @@ def read_package_docs(packages: Sequence[str] = DEFAULT_PACKAGES) -> tuple[list[
     labels = [str(owners[text]) for text in texts]
     _check(labels, packages)
     return texts, labels, [groups[text] for text in texts]
-
-
-def package_versions(packages: Sequence[str] = DEFAULT_PACKAGES) -> dict[str, str]:
-    """The version of each package that is installed; '?' when it has no metadata. Reads no documentation."""
-    return {package: _version(_DISTRIBUTIONS.get(package, package)) for package in _roots(packages)}
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "?"
-
-
-def _roots(packages: Sequence[str]) -> dict[str, Path]:
-    """The folder of each installed package. Finding a top-level package does not execute it."""
-    specs = {package: importlib.util.find_spec(package) for package in packages}
-    return {
-        package: Path(spec.origin).parent
-        for package, spec in specs.items()
-        if spec is not None and spec.origin and spec.submodule_search_locations
-    }
 
 
 def _check(labels: list[str], packages: Sequence[str]) -> None:
@@ -96,34 +71,13 @@ def _check(labels: list[str], packages: Sequence[str]) -> None:
         )
 
 
-@contextmanager
-def _fast_and_silent() -> Iterator[None]:
-    # Syntax trees are millions of small objects in no cycle: the collector finds nothing and costs a third of the time.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-            yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 def _texts(root: Path) -> Iterator[tuple[str, str]]:
     """Dotted module and text of every paragraph below `root`, files in sorted order."""
-    paths = (path.relative_to(root.parent) for path in root.rglob("*.py"))
-    for path in sorted(path for path in paths if not _SKIPPED.search(path.as_posix())):
-        module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-        source = (root.parent / path).read_bytes()
-        if _share_of_documentation(source) >= MIN_DOCUMENTATION:
+    for module, path in modules(root):
+        source = path.read_bytes()
+        if share_of_documentation(source) >= MIN_DOCUMENTATION:
             for docstring in docstrings(source):
                 yield from ((module, text) for text in paragraphs(docstring))
-
-
-def _share_of_documentation(source: bytes) -> float:
-    quoted = (sum(map(len, source.split(quotes)[1::2])) for quotes in (b'"""', b"'''"))
-    return max(quoted) / max(1, len(source))
 
 
 def docstrings(source: bytes) -> Iterator[str]:
@@ -131,11 +85,8 @@ def docstrings(source: bytes) -> Iterator[str]:
 
     Yields none for what this Python cannot parse, such as a template or newer syntax.
     """
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return
-    for node in _documented(tree):
+    tree = syntax_tree(source)
+    for node in [] if tree is None else _documented(tree):
         yield ast.get_docstring(node) or ""
 
 

@@ -121,8 +121,9 @@ def _take(values: Any, indices: np.ndarray) -> Values:
 def load_table(data: DataConfig) -> Table:
     """Read ``data.name``. Raises DataError when it cannot be read or holds no samples.
 
-    `package_docs` has the columns text, label (package) and group (module); `digits` has image, (1797, 1, 8, 8) float32
-    in 0..1, and label. Class numbers of a Hugging Face dataset become the names of the classes where it knows them.
+    `package_docs` has the columns text, label (package) and group (module); `api_docs` has those and pair: its text is
+    a signature, its pair says what that does; `digits` has image, (1797, 1, 8, 8) float32 in 0..1, and label. Class
+    numbers of a Hugging Face dataset become the names of the classes where it knows them.
     """
     path = _local_path(data)
     if data.name in _BUILT_IN:
@@ -159,13 +160,15 @@ def fingerprint(data: DataConfig) -> str:
 
 
 def _built_in_versions(name: str) -> list[Any]:
-    from training import package_docs
+    from training.package_sources import package_versions
 
     if name == "digits":
-        return [package_docs.package_versions(["sklearn"])]
+        return [package_versions(["sklearn"])]
     # Which files can be parsed depends on the Python, and what is made of them on the code that reads them.
-    code = hashlib.sha256(Path(package_docs.__file__).read_bytes()).hexdigest()
-    return [package_docs.package_versions(), sys.version_info[:2], code]
+    code = hashlib.sha256()
+    for file in (f"{name}.py", "package_sources.py"):
+        code.update(Path(__file__).with_name(file).read_bytes())
+    return [package_versions(), sys.version_info[:2], code.hexdigest()]
 
 
 def _files(path: Path) -> list[Path]:
@@ -199,6 +202,12 @@ def _read_package_docs() -> Columns:
 
     texts, labels, groups = read_package_docs()
     return {"text": texts, "label": labels, "group": groups}
+
+
+def _read_api_docs() -> Columns:
+    from training.api_docs import read_api_docs
+
+    return {**read_api_docs()}
 
 
 def _read_digits() -> Columns:
@@ -355,7 +364,11 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
 
 
-_BUILT_IN: dict[str, Callable[[], Columns]] = {"package_docs": _read_package_docs, "digits": _read_digits}
+_BUILT_IN: dict[str, Callable[[], Columns]] = {
+    "package_docs": _read_package_docs,
+    "api_docs": _read_api_docs,
+    "digits": _read_digits,
+}
 _READERS: dict[str, Callable[[Path], Columns]] = {
     ".csv": _read_csv,
     ".jsonl": _read_jsonl,

@@ -11,19 +11,11 @@ from pathlib import Path
 import pytest
 
 from training.errors import DataError
-from training.package_docs import docstrings, package_versions, paragraphs, read_package_docs
+from training.package_docs import docstrings, paragraphs, read_package_docs
+from training.package_sources import package_versions
 
 PROSE = "The quick brown fox jumps over the lazy dog and does so every day."
 OTHER = "A slow green turtle walks around the busy cat without any hurry at all."
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of installed packages."""
-    path = tmp_path / "site packages"
-    path.mkdir()
-    monkeypatch.syspath_prepend(str(path))
-    return path
 
 
 def install(site: Path, module: str, *texts: str, code: str = "") -> None:

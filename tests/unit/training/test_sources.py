@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training import package_docs
+from training import api_docs, package_docs
 from training.config.schema import DataConfig
 from training.errors import DataError
 from training.sources import Table, fingerprint, load_table
@@ -288,7 +288,16 @@ def test_package_docs_have_text_label_and_group(monkeypatch: pytest.MonkeyPatch)
     assert table.columns == {"text": ["t"], "label": ["numpy"], "group": ["numpy.ma"]}
 
 
-@pytest.mark.parametrize("name", ["digits", "package_docs", "x.csv"])
+def test_api_docs_have_text_pair_label_and_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {"text": ["t(x)"], "pair": ["p"], "label": ["numpy"], "group": ["numpy.ma"]}
+    monkeypatch.setattr(api_docs, "read_api_docs", lambda: columns)
+    data = DataConfig(name="api_docs")
+    table = load_table(data)
+    assert table.columns == columns
+    assert table.column(data.pair_column, key="data.pair_column") == ["p"]
+
+
+@pytest.mark.parametrize("name", ["digits", "package_docs", "api_docs", "x.csv"])
 def test_a_subset_of_what_has_none_is_refused(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     write(folder / "x.csv", "text,label\ngood,a\n")
@@ -404,6 +413,7 @@ def test_the_hub_out_of_reach_says_what_to_do(tmp_path: Path) -> None:
 def test_importing_sources_costs_only_numpy() -> None:
     loaded = run_python("import sys, training.sources; print(*sys.modules)").split()
     heavy = {"datasets", "pandas", "pyarrow", "scipy", "sklearn", "torch", "pydantic", "training.package_docs"}
+    heavy |= {"training.api_docs", "training.package_sources"}
     assert not heavy & set(loaded)
     assert "numpy" in loaded
 
@@ -437,12 +447,29 @@ def test_the_fingerprint_of_a_folder_follows_its_files(folder: Path) -> None:
 
 
 def test_the_fingerprint_of_built_in_data_follows_the_versions_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("digits", "package_docs")
+    names = ("digits", "package_docs", "api_docs")
     before = [fingerprint(DataConfig(name=name)) for name in names]
-    assert before == [fingerprint(DataConfig(name=name, subset=None)) for name in names] and len(set(before)) == 2
+    assert before == [fingerprint(DataConfig(name=name, subset=None)) for name in names] and len(set(before)) == 3
     monkeypatch.setattr("importlib.metadata.version", lambda name: "99")
     after = [fingerprint(DataConfig(name=name)) for name in names]
-    assert after[0] != before[0] and after[1] != before[1]
+    assert not set(after) & set(before)
+
+
+@pytest.mark.parametrize(
+    ("edited", "changed"),
+    [
+        ("package_docs.py", {"package_docs"}),
+        ("api_docs.py", {"api_docs"}),
+        ("package_sources.py", {"package_docs", "api_docs"}),
+    ],
+)
+def test_the_fingerprint_of_built_in_text_follows_the_code_that_makes_it(
+    edited: str, changed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: fingerprint(DataConfig(name=name)) for name in ("digits", "package_docs", "api_docs")}
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read_bytes(path) + b"#" * (path.name == edited))
+    assert {name for name in before if fingerprint(DataConfig(name=name)) != before[name]} == changed
 
 
 def test_the_fingerprint_of_a_hub_dataset_follows_name_subset_and_split_and_loads_nothing() -> None:
