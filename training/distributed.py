@@ -164,42 +164,43 @@ def run_context(config: JobConfig) -> Iterator[RunContext]:
         device = _device(config.distributed, local_rank=0)
         yield RunContext(device=device, precision=choose_precision(config.training.precision, device))
         return
-    context = _join(config)
-    yield context
+    device = _device(config.distributed, local_rank=int(os.environ["LOCAL_RANK"]))
+    _join(config.distributed, device)
+    yield joined_context(config, device)
     dist.destroy_process_group()
 
 
-def _join(config: JobConfig) -> DistributedContext:
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    device = _device(config.distributed, local_rank=int(os.environ["LOCAL_RANK"]))
-    backend = config.distributed.backend
+def _join(config: DistributedConfig, device: torch.device) -> None:
+    """Open the process group, and meet in it once."""
+    backend = config.backend
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(
             backend,
-            timeout=timedelta(seconds=config.distributed.timeout_s),
+            timeout=timedelta(seconds=config.timeout_s),
             device_id=device if device.type == "cuda" and backend == "nccl" else None,
         )
-        context = _context_class(config.distributed)(
-            config=config.distributed,
-            rank=rank,
-            world_size=world_size,
-            device=device,
-            precision=choose_precision(config.training.precision, device),
-        )
-        context.sum({"ready": torch.ones(1)})
+        dist.all_reduce(torch.ones(1, device=device))
     except Exception as error:
-        raise DistributedStartError(f"{backend} with {world_size} ranks did not start: {error}") from error
-    return context
+        ranks = os.environ["WORLD_SIZE"]
+        raise DistributedStartError(f"{backend} with {ranks} ranks did not start: {error}") from error
 
 
-def _context_class(config: DistributedConfig) -> type[DistributedContext]:
-    if config.strategy != "fsdp":
-        return DistributedContext
-    from training.fsdp import ShardedContext  # its imports cost half a second, which other ranks need not pay
+def joined_context(config: JobConfig, device: torch.device) -> DistributedContext:
+    """The context of a job whose process group is open."""
+    kind = DistributedContext
+    if config.distributed.strategy == "fsdp":
+        from training.fsdp import ShardedContext  # its imports cost half a second, which other ranks need not pay
 
-    return ShardedContext
+        kind = ShardedContext
+    return kind(
+        config=config.distributed,
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        device=device,
+        precision=choose_precision(config.training.precision, device),
+    )
 
 
 def _device(config: DistributedConfig, *, local_rank: int) -> torch.device:

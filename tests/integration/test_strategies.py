@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from hpo.trial import JobStatus, TrialResult, run_single_trial
 from training.config import JobConfig
-from training.run_dir import Event, RunDir
+from training.run_dir import JOB_ID, Event, RunDir
 
 TOLERANCE = 1e-5
 """Largest relative difference of a float32 loss between strategies."""
-TOLERANCE_BF16 = 1e-2
-"""The same in bf16-mixed, whose products have three digits."""
+TOLERANCE_16_BITS = 1e-2
+"""The same in mixed precision, whose products have three digits."""
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 BERT = {
@@ -52,6 +53,9 @@ TASKS: dict[str, dict[str, Any]] = {
 ONE = {"distributed.strategy": "none"}
 DDP = {"distributed.strategy": "ddp", "distributed.devices": 2}
 FSDP = {"distributed.strategy": "fsdp", "distributed.devices": 2}
+STRATEGIES = {"one": ONE, "ddp": DDP, "fsdp": FSDP}
+TWO_RANKS = ["-m", "training.torchrun", "--standalone", "--nproc-per-node", "2"]
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -77,29 +81,46 @@ def job(task: str, **changes: Any) -> JobConfig:
     return JobConfig.model_validate(values).with_values(changes)
 
 
-def run(config: JobConfig, folder: str, **options: bool) -> TrialResult:
-    notices: list[str] = []
-    result = run_single_trial(
-        config, RunDir(Path(folder)), on_record=lambda record: False, on_notice=notices.append, **options
-    )
-    assert result.status is JobStatus.COMPLETE, (result.failure, notices)
-    assert not notices
-    return result
+def train(jobs: dict[str, JobConfig], *, resume: bool = False) -> dict[str, list[float]]:
+    """The losses of each job: those of one process in one process, the others in two ranks."""
+    for folder, config in jobs.items():
+        RunDir(Path(folder)).prepare(config, resume=resume)
+    alone = [folder for folder, config in jobs.items() if config.distributed.strategy == "none"]
+    together = [folder for folder in jobs if folder not in alone]
+    for folders, launcher in ((alone, []), (together, TWO_RANKS)):
+        if folders:
+            command = [sys.executable, *launcher, str(CHECKOUT / "tests" / "integration" / "many_jobs.py"), *folders]
+            environment = {**os.environ, "PYTHONPATH": f"{CHECKOUT}:.", "OMP_NUM_THREADS": "1", JOB_ID: "strategies"}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr[-4000:]
+    return {folder: losses(RunDir(Path(folder))) for folder in jobs}
 
 
-def losses(result: TrialResult) -> list[float]:
-    return [record.values["loss"] for record in result.run_dir.records() if record.event is not Event.START]
+def losses(run_dir: RunDir) -> list[float]:
+    return [record.values["loss"] for record in run_dir.records() if record.event is not Event.START]
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_task_learns_alike_under_every_strategy(task: str, place: Path) -> None:
-    expected = losses(run(job(task, **ONE), "one"))
-    assert len(expected) == 4 + 1  # steps, and an evaluation
-    for name, strategy in (("ddp", DDP), ("fsdp", FSDP)):
-        result = run(job(task, **strategy), name)
-        assert result.world_size == 2
-        assert losses(result) == pytest.approx(expected, rel=TOLERANCE), name
-        assert (result.run_dir.model / "model.safetensors").is_file()
+def assert_close(found: dict[str, list[float]], expected: list[float], tolerance: float = TOLERANCE) -> None:
+    for name, values in found.items():
+        assert values == pytest.approx(expected, rel=tolerance), name
+
+
+def under_all(config: JobConfig, name: str) -> dict[str, JobConfig]:
+    return {f"{name}_{strategy}": config.with_values(change) for strategy, change in STRATEGIES.items()}
+
+
+def test_every_task_learns_alike_under_every_strategy(place: Path) -> None:
+    jobs = {task: under_all(job(task), task) for task in TASKS}
+    found = train({name: config for each in jobs.values() for name, config in each.items()})
+    for task, variants in jobs.items():
+        expected = found[f"{task}_one"]
+        assert len(expected) == 4 + 1  # steps, and an evaluation
+        assert_close({name: found[name] for name in variants}, expected)
+        for name in variants:
+            outcome = RunDir(Path(name)).load_result()
+            assert outcome is not None
+            assert outcome.world_size == (1 if name.endswith("one") else 2)
+            assert (RunDir(Path(name)).model / "model.safetensors").is_file()
 
 
 def test_clip_learns_from_texts_and_images_alike_under_every_strategy(place: Path) -> None:
@@ -108,70 +129,99 @@ def test_clip_learns_from_texts_and_images_alike_under_every_strategy(place: Pat
 
     pixels = np.random.default_rng(0).integers(0, 255, (120, 8, 8), dtype=np.uint8)
     rows = [{"text": f"number {i % 9}", "image": image.tolist()} for i, image in enumerate(pixels)]
-    datasets.Dataset.from_list(
-        rows, features=datasets.Features({"text": datasets.Value("string"), "image": datasets.Array2D((8, 8), "uint8")})
-    ).save_to_disk("pairs")
-    config = job("embedding", **{"data.name": "pairs", "model": CLIP})
-    expected = losses(run(config.with_values(ONE), "one"))
-    for name, strategy in (("ddp", DDP), ("fsdp", FSDP)):
-        assert losses(run(config.with_values(strategy), name)) == pytest.approx(expected, rel=TOLERANCE), name
+    features = {"text": datasets.Value("string"), "image": datasets.Array2D((8, 8), "uint8")}
+    datasets.Dataset.from_list(rows, features=datasets.Features(features)).save_to_disk("pairs")
+    found = train(under_all(job("embedding", **{"data.name": "pairs", "model": CLIP}), "clip"))
+    assert_close(found, found["clip_one"])
 
 
-@pytest.mark.parametrize("strategy", [DDP, FSDP], ids=["ddp", "fsdp"])
-def test_a_cached_contrastive_batch_over_two_ranks_is_that_of_one_process(
-    strategy: dict[str, Any], place: Path
-) -> None:
-    expected = losses(run(job("embedding", **ONE), "one"))
-    cached = {"gradient_cache.chunk_size": 3, "training.gradient_checkpointing": True}  # chunks of 2: 8 divides by it
-    assert job("embedding", **cached).batch_plan(2).num_micro_batches == 4
-    assert losses(run(job("embedding", **cached, **strategy), "cached")) == pytest.approx(expected, rel=TOLERANCE)
+def test_a_cached_contrastive_batch_over_two_ranks_is_that_of_one_process(place: Path) -> None:
+    cached = {"gradient_cache.chunk_size": 3, "training.gradient_checkpointing": True}
+    assert job("embedding", **cached).batch_plan(2).num_micro_batches == 4  # chunks of 2, which divides 8
+    found = train({"one": job("embedding", **ONE)} | under_all(job("embedding", **cached), "cached"))
+    assert_close(found, found["one"])
+
+
+def test_micro_batches_of_unlike_lengths_add_up_to_the_batch(place: Path) -> None:
+    small = job("language_modeling", **{"training.max_micro_batch_size": 2})
+    found = train({"one": job("language_modeling", **ONE)} | under_all(small, "small"))
+    assert_close(found, found["one"])
 
 
 def test_low_rank_adapters_with_checkpointed_layers_are_the_same_sharded_or_not(place: Path) -> None:
-    from peft import PeftModel
+    changes = {"lora": {"r": 2, "target_modules": ["c_attn"]}, "training.gradient_checkpointing": True}
+    found = train(under_all(job("language_modeling", **changes), "lora"))
+    assert_close(found, found["lora_one"])
+    assert_loads_merged_and_as_adapter(RunDir(Path("lora_fsdp")).model)
+
+
+def assert_loads_merged_and_as_adapter(folder: Path) -> None:
+    from peft import PeftConfig
+    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    changes = {"lora": {"r": 2, "target_modules": ["c_attn"]}, "training.gradient_checkpointing": True}
-    one = run(job("language_modeling", **changes, **ONE), "one")
-    sharded = run(job("language_modeling", **changes, **FSDP), "sharded")
-    assert losses(sharded) == pytest.approx(losses(one), rel=TOLERANCE)
-    merged = AutoModelForCausalLM.from_pretrained(sharded.run_dir.model)
-    adapter = (sharded.run_dir.model / "adapter" / "adapter_model.safetensors").stat().st_size
-    assert adapter < (sharded.run_dir.model / "model.safetensors").stat().st_size / 4
-    base = AutoModelForCausalLM.from_config(merged.config)
-    loaded = PeftModel.from_pretrained(base, sharded.run_dir.model / "adapter")
-    assert any("lora_A" in name for name, _ in loaded.named_parameters())
+    assert PeftConfig.from_pretrained(folder / "adapter").r == 2
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert {name.rpartition(".lora_")[2] for name in adapter} == {"A.weight", "B.weight"}
+    merged = AutoModelForCausalLM.from_pretrained(folder)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_mixed_precision_learns_nearly_the_same_under_every_strategy(precision: str, place: Path) -> None:
-    expected = losses(run(job("language_modeling", **ONE), "one"))
-    for name, strategy in (("mixed", ONE), ("ddp", DDP), ("fsdp", FSDP)):
-        found = losses(run(job("language_modeling", **{"training.precision": precision}, **strategy), name))
-        assert found == pytest.approx(expected, rel=TOLERANCE_BF16), name
-        assert found != expected
+def test_a_classifier_with_adapters_trains_its_head_whole(place: Path) -> None:
+    changes = {"lora": {"r": 2}, "training.epochs": 2}
+    found = train(under_all(job("text_classification", **changes), "lora"))
+    assert_close(found, found["lora_one"])
+    from safetensors.torch import load_file
+
+    adapter = load_file(Path("lora_one/model/adapter/adapter_model.safetensors"))
+    assert any("classifier" in name for name in adapter)
 
 
-@pytest.mark.parametrize(("before", "after"), [(FSDP, ONE), (FSDP, DDP), (DDP, FSDP), (ONE, FSDP)])
-def test_a_checkpoint_of_one_strategy_resumes_under_another(
-    before: dict[str, Any], after: dict[str, Any], place: Path
-) -> None:
+def test_mixed_precision_learns_nearly_the_same_under_every_strategy(place: Path) -> None:
+    plain = {"full": job("language_modeling", **ONE)}
+    mixed = {
+        name: config
+        for precision in ("bf16-mixed", "16-mixed")
+        for name, config in under_all(job("language_modeling", **{"training.precision": precision}), precision).items()
+    }
+    found = train(plain | mixed)
+    assert_close({name: found[name] for name in mixed}, found["full"], TOLERANCE_16_BITS)
+    assert all(found[name] != found["full"] for name in mixed)
+
+
+def test_a_checkpoint_of_one_strategy_resumes_under_another(place: Path) -> None:
     config = job("text_classification", **{"training.epochs": 2, "output.keep_checkpoint": True})
-    whole = run(config.with_values(ONE), "whole")
-    cut = RunDir(Path("cut"))
-    notices: list[str] = []
-    stopped = run_single_trial(
-        config.with_values(before),
-        cut,
-        on_record=lambda record: record.event is Event.EVALUATE,
-        on_notice=notices.append,
-    )
-    assert stopped.status is JobStatus.STOPPED
-    assert cut.last_epoch() == 1
-    resumed = run(config.with_values(after), "cut", resume=True)
-    assert losses(resumed) == pytest.approx(losses(whole), rel=TOLERANCE)
-    first = torch.load(whole.run_dir.checkpoint(2), weights_only=True)["model"]
-    assert first.keys() == {name for name in first}
+    moves = [("fsdp", "one"), ("fsdp", "ddp"), ("ddp", "fsdp"), ("one", "fsdp")]
+    # A schedule that ends where the whole one does, but is asked to stop after its first epoch.
+    first = {f"{before}_{after}": config.with_values(STRATEGIES[before]) for before, after in moves}
+    for folder in first:
+        Path(folder).mkdir()
+    expected = train({"whole": config.with_values(ONE)})["whole"]
+    stop_after_an_epoch = config.with_values({"task": "stopping:Stopping"})
+    Path("stopping.py").write_text(STOPPING_TASK)
+    train({folder: stop_after_an_epoch.with_values(STRATEGIES[folder.split("_")[0]]) for folder in first})
+    assert all(RunDir(Path(folder)).last_epoch() == 1 for folder in first)
+    resumed = train({f"{b}_{a}": config.with_values(STRATEGIES[a]) for b, a in moves}, resume=True)
+    assert_close(resumed, expected)
+
+
+STOPPING_TASK = """\
+from pathlib import Path
+from training.tasks.text_classification import TextClassification
+
+class Stopping(TextClassification):
+    def build_model(self, config, data):
+        model = super().build_model(config, data)
+        summarize = model.summarize
+
+        def stop_and_summarize(totals):
+            for folder in Path(".").glob("*_*"):
+                (folder / "stop").touch()
+            return summarize(totals)
+
+        model.summarize = stop_and_summarize
+        return model
+"""
 
 
 def test_half_a_sharded_checkpoint_is_not_taken_for_one(place: Path) -> None:
