@@ -46,12 +46,28 @@ def run_training(
     Resumes from the reporter's newest checkpoint. Called by all ranks; all leave at the same step.
     Raises NonFiniteLossError, on every rank at the same step.
     """
-    trainer = _Trainer(model, loaders, config, context, reporter)
-    trainer.resume()
-    while trainer.at.epoch < config.training.epochs and not trainer.stopped:
-        trainer.run_epoch()
-    at = trainer.at
-    return TrainingResult(metrics=at.metrics, stopped=trainer.stopped, epochs=at.epoch, steps=at.step)
+    training = Training(model, loaders, config, context, reporter)
+    training.resume()
+    if config.training.engine == "lightning":
+        from training.lightning_engine import fit  # seconds, which the native loop need not pay
+
+        fit(training)
+    else:
+        fit_natively(training)
+    at = training.at
+    return TrainingResult(metrics=at.metrics, stopped=training.stopped, epochs=at.epoch, steps=at.step)
+
+
+def fit_natively(training: Training) -> None:
+    """From where `training` stands to its last epoch, or to a stop request. All ranks."""
+    while training.at.epoch < training.config.training.epochs and not training.stopped:
+        training.start_epoch()
+        for micro_batches in training.steps():
+            training.optimize(micro_batches)
+            training.after_step()
+            if training.stopped:
+                return
+        training.finish_epoch()
 
 
 def evaluate(model: TrainingModule, loaders: Loaders, context: RunContext) -> dict[str, float]:
@@ -87,8 +103,8 @@ def _checked(metrics: object, model: TrainingModule) -> dict[str, float]:
         ) from error
 
 
-class _Trainer:
-    """The moving parts of one training, and how far it is."""
+class Training:
+    """The moving parts of one training, how far it is, and what an epoch consists of. Engines only call in order."""
 
     def __init__(
         self, model: TrainingModule, loaders: Loaders, config: JobConfig, context: RunContext, reporter: Reporter
@@ -102,6 +118,7 @@ class _Trainer:
         self.scaler = context.precision.scaler()
         self.state = TrainingState(model=model, optimizer=self.optimizer, scheduler=self.scheduler, scaler=self.scaler)
         self.at, self.lr, self.stopped = Progress(), 0.0, False
+        self.running = torch.zeros(2, device=context.device)  # sum of losses, number of steps
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if any, and say where the training starts."""
@@ -114,25 +131,11 @@ class _Trainer:
             train_samples=self.loaders.train_samples,
         )
 
-    def run_epoch(self) -> None:
-        """Every optimizer step of one epoch, then evaluation and checkpoint; or leave early when asked to."""
+    def start_epoch(self) -> None:
+        """Draw the epoch's randomness and order of samples."""
         seed_everything(self.config.seed, self.at.epoch, self.context.rank)
         self.loaders.set_epoch(self.at.epoch)
         self.model.train()
-        running = torch.zeros(2, device=self.context.device)  # sum of losses, number of steps
-        for micro_batches in self.steps():
-            self.optimize(micro_batches, running)
-            if self.at.step % self.config.training.log_every_n_steps == 0:
-                self.report_loss(running)
-                if self.stop_heard():
-                    return
-        if self.at.step % self.config.training.log_every_n_steps:
-            self.report_loss(running)
-        self.at.epoch += 1
-        self.at.metrics = evaluate(self.model, self.loaders, self.context)
-        self.report(Event.EVALUATE, **self.at.metrics)
-        self.reporter.save(self.state, self.at)
-        self.stopped = self.at.epoch < self.config.training.epochs and self.stop_heard()
 
     def steps(self) -> Iterator[list[Batch]]:
         """The micro-batches of each optimizer step; what does not fill a step waits for another epoch's shuffle."""
@@ -141,10 +144,10 @@ class _Trainer:
             micro_batches = islice(batches, self.loaders.micro_batches_per_step)
             yield [to_device(batch, self.context.device) for batch in micro_batches]
 
-    def optimize(self, micro_batches: list[Batch], running: Tensor) -> None:
-        """One optimizer step; its loss is added to `running`."""
-        running[0] += backward(self.model, self.parallel, micro_batches, self.context, self.scaler.scale)
-        running[1] += 1
+    def optimize(self, micro_batches: list[Batch]) -> None:
+        """One optimizer step."""
+        self.running[0] += backward(self.model, self.parallel, micro_batches, self.context, self.scaler.scale)
+        self.running[1] += 1
         if self.config.training.max_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_grad_norm)
@@ -155,16 +158,32 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.at.step += 1
 
-    def report_loss(self, running: Tensor) -> None:
+    def after_step(self) -> None:
+        """Now and then report the loss and hear whether to stop."""
+        if self.at.step % self.config.training.log_every_n_steps == 0:
+            self.report_loss()
+            self.hear_stop()
+
+    def finish_epoch(self) -> None:
+        """Evaluate, report, save, and hear whether to stop."""
+        if self.at.step % self.config.training.log_every_n_steps:
+            self.report_loss()
+        self.at.epoch += 1
+        self.at.metrics = evaluate(self.model, self.loaders, self.context)
+        self.report(Event.EVALUATE, **self.at.metrics)
+        self.reporter.save(self.state, self.at)
+        if self.at.epoch < self.config.training.epochs:
+            self.hear_stop()
+
+    def report_loss(self) -> None:
         """Report the mean loss since the last time, over all ranks."""
-        total, count = self.context.sum({"loss": running})["loss"].tolist()
-        running.zero_()
+        total, count = self.context.sum({"loss": self.running})["loss"].tolist()
+        self.running.zero_()
         self.report(Event.TRAIN, loss=total / count, lr=self.lr)
 
-    def stop_heard(self) -> bool:
+    def hear_stop(self) -> None:
         """Rank 0 looks, every rank hears."""
         self.stopped = self.context.broadcast(self.reporter.stop_requested())
-        return self.stopped
 
     def report(self, event: Event, **values: float) -> None:
         """Report at the present step. A loss that is not finite ends the training, on all ranks alike."""

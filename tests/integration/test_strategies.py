@@ -46,7 +46,10 @@ CLIP = {
 }
 TASKS: dict[str, dict[str, Any]] = {
     "text_classification": {"data": {"name": "texts.csv"}, "model": BERT},
-    "image_classification": {"data": {"name": "digits", "max_samples": 120}, "model": {"architecture": "vit"} | SIZES},
+    "image_classification": {
+        "data": {"name": "digits", "max_samples": 120},
+        "model": {"architecture": "vit", "patch_size": 4} | SIZES,
+    },
     "language_modeling": {"data": {"name": "texts.csv"}, "model": GPT},
     "embedding": {"data": {"name": "texts.csv"}, "model": BERT, "embedding": {"learn_temperature": True}},
 }
@@ -121,6 +124,16 @@ def test_every_task_learns_alike_under_every_strategy(place: Path) -> None:
             assert outcome is not None
             assert outcome.world_size == (1 if name.endswith("one") else 2)
             assert (RunDir(Path(name)).model / "model.safetensors").is_file()
+
+
+def test_both_engines_give_the_same_losses_under_every_strategy(place: Path) -> None:
+    changes = {"training.epochs": 2, "training.accumulate_grad_batches": 2, "model.hidden_dropout_prob": 0.1}
+    config = job("text_classification", **changes)
+    native = train(under_all(config, "native"))
+    lightning = train(under_all(config.with_values({"training.engine": "lightning"}), "lightning"))
+    for strategy in STRATEGIES:
+        assert len(native[f"native_{strategy}"]) == 2 * (4 + 1)
+        assert lightning[f"lightning_{strategy}"] == native[f"native_{strategy}"]
 
 
 def test_clip_learns_from_texts_and_images_alike_under_every_strategy(place: Path) -> None:
@@ -215,8 +228,8 @@ class Stopping(TextClassification):
         summarize = model.summarize
 
         def stop_and_summarize(totals):
-            for folder in Path(".").glob("*_*"):
-                (folder / "stop").touch()
+            for running in {path.parent for path in Path(".").glob("*/metrics.jsonl")}:
+                (running / "stop").touch()
             return summarize(totals)
 
         model.summarize = stop_and_summarize
