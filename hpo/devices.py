@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hpo.errors import DeviceError
 from training.config import DistributedConfig
+from training.run_dir import Finding
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +26,7 @@ class Placement:
     world_size: int
     gpus: tuple[str, ...]
     threads_per_rank: int
-    notices: tuple[str, ...] = ()
+    notices: tuple[Finding, ...] = ()
     """What was changed of the user's wish, and why."""
 
 
@@ -45,13 +46,16 @@ def place(config: DistributedConfig, hardware: Hardware) -> Placement:
         raise DeviceError("distributed.accelerator is cuda, but no GPU is visible; set it to auto or cpu")
     available = hardware.gpus if on_gpu else tuple(str(core) for core in range(hardware.cores))
     chosen, notices = _choose(config, available, on_gpu)
-    if config.strategy == "none":
-        if config.devices != "auto" and len(chosen) > 1:
-            notices.append(f"distributed.strategy is none: one of the {len(chosen)} devices asked for is used")
+    if config.strategy == "none" and len(chosen) > 1:
+        if config.devices != "auto":
+            notices.append(_changed("strategy", f"is none, so one of {len(chosen)} devices is used", "set it to auto"))
         chosen = chosen[:1]
     elif config.strategy in ("ddp", "fsdp") and len(chosen) == 1:
-        name, alone = config.strategy.upper(), "single-GPU" if on_gpu else "single-CPU"
-        notices.append(f"{name} requires multiple devices, falling back to {alone} training")
+        kind = "GPU" if on_gpu else "CPU"
+        message = f"{config.strategy.upper()} requires multiple devices, falling back to single-{kind} training"
+        notices.append(_changed("strategy", message, "set distributed.devices, or strategy: auto"))
+    if config.backend == "nccl" and not on_gpu:
+        notices.append(_changed("backend", "is nccl, which is for NVIDIA GPUs; gloo is used", "set it to auto"))
     return Placement(
         world_size=len(chosen),
         gpus=chosen if on_gpu else (),
@@ -60,29 +64,32 @@ def place(config: DistributedConfig, hardware: Hardware) -> Placement:
     )
 
 
+def _changed(key: str, message: str, advice: str) -> Finding:
+    return Finding(key=f"distributed.{key}", message=message, advice=advice)
+
+
 def _threads(config: DistributedConfig, hardware: Hardware, world_size: int) -> int:
     wanted = config.threads_per_rank
     return max(1, hardware.cores // world_size) if wanted == "auto" else wanted
 
 
-def _choose(config: DistributedConfig, available: tuple[str, ...], on_gpu: bool) -> tuple[tuple[str, ...], list[str]]:
-    kind = "GPU" if on_gpu else "CPU core"
-    if config.devices == "auto":
-        return (available if on_gpu else available[:1]), []
-    if isinstance(config.devices, int):
-        notices = []
-        if config.devices > len(available):
-            notices.append(
-                f"distributed.devices asks for {config.devices} {kind}s but only {len(available)} exist;"
-                f" going on with {len(available)}"
-            )
-        return available[: config.devices], notices
-    missing = [index for index in config.devices if index >= len(available)]
+def _choose(
+    config: DistributedConfig, available: tuple[str, ...], on_gpu: bool
+) -> tuple[tuple[str, ...], list[Finding]]:
+    kind, wanted, notices = "GPU" if on_gpu else "CPU core", config.devices, list[Finding]()
+    if wanted == "auto":
+        return (available if on_gpu else available[:1]), notices
+    if isinstance(wanted, int):
+        if wanted > len(available):
+            message = f"{wanted} {kind}s were asked for, but only {len(available)} exist; going on with those"
+            notices.append(_changed("devices", message, "set it to auto"))
+        return available[:wanted], notices
+    missing = [index for index in wanted if index >= len(available)]
     if missing:
         raise DeviceError(f"distributed.devices lists {missing}, but there are only {len(available)} {kind}s")
-    indices = list(dict.fromkeys(config.devices))
-    twice = len(indices) < len(config.devices)
-    notices = [f"distributed.devices lists a device twice; going on with {indices}"] if twice else []
+    indices = list(dict.fromkeys(wanted))
+    if len(indices) < len(wanted):
+        notices.append(_changed("devices", f"lists a device twice; going on with {indices}", "list each once"))
     return tuple(available[index] for index in indices), notices
 
 

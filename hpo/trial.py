@@ -14,7 +14,7 @@ from hpo.devices import Placement, detect_hardware, place
 from hpo.launchers import Job, launch
 from training.config import JobConfig
 from training.errors import Failure, FailureKind, TrainingError
-from training.run_dir import Record, RunDir, Tail
+from training.run_dir import Event, Record, RunDir, Tail
 
 POLL_INTERVAL_S = 0.05
 LOG_TAIL_BYTES = 4000
@@ -62,13 +62,15 @@ def run_single_trial(
     """
     hardware = detect_hardware()
     placement = place(config.distributed, hardware)
-    for notice in placement.notices:
-        on_notice(notice)
+    for finding in placement.notices:
+        on_notice(str(finding))
     alone = place(config.distributed.model_copy(update={"strategy": "none"}), hardware)
     attempted = (config.distributed.backend, placement.world_size)
     if attempted in _FAILED_STARTS:
         placement = alone
+    on_record = _telling(run_dir, placement, on_record, on_notice)
     run_dir.prepare(config, resume=resume)
+    run_dir.add_findings(placement.notices)
     result = _attempt(config, run_dir, placement, on_record)
     if placement.world_size > 1 and _did_not_start(result):
         assert result.failure is not None
@@ -77,6 +79,19 @@ def run_single_trial(
         run_dir.prepare(config, resume=resume)
         result = _attempt(config, run_dir, alone, on_record)
     return result
+
+
+def _telling(run_dir: RunDir, placement: Placement, on_record: OnRecord, on_notice: OnNotice) -> OnRecord:
+    """`on_record`, and what rank 0 found before its first step is told when it starts."""
+
+    def tell(record: Record) -> bool:
+        if record.event is Event.START:
+            for finding in run_dir.load_findings():
+                if finding not in placement.notices:
+                    on_notice(str(finding))
+        return on_record(record)
+
+    return tell
 
 
 def _attempt(config: JobConfig, run_dir: RunDir, placement: Placement, on_record: OnRecord) -> TrialResult:

@@ -27,10 +27,11 @@ def main() -> None:
 
 def _build(run_dir: RunDir) -> None:
     from training.distributed import RunContext
+    from training.guardrails import inspect
     from training.job import build_job
 
-    job = build_job(run_dir.load_config(), RunContext.alone())
-    job.build_model()
+    config, context = run_dir.load_config(), RunContext.alone()
+    inspect(build_job(config, context).build_model(), config, context)
 
 
 if __name__ == "__main__":

@@ -172,9 +172,7 @@ def run_context(config: JobConfig) -> Iterator[RunContext]:
 
 def _join(config: DistributedConfig, device: torch.device) -> None:
     """Open the process group, and meet in it once."""
-    backend = config.backend
-    if backend == "auto":
-        backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "gloo" if device.type == "cpu" else "nccl" if config.backend == "auto" else config.backend
     try:
         dist.init_process_group(
             backend,

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from training.config import JobConfig
 from training.data import Loaders, build_loaders
 from training.distributed import RunContext
-from training.errors import ConfigError, Problem
+from training.guardrails import inspect
 from training.layers import checkpoint_activations, compile_layers
 from training.process import no_garbage_collection
 from training.reporter import RunDirReporter
@@ -45,16 +45,9 @@ def build_job(config: JobConfig, context: RunContext) -> Job:
 
 
 def prepare_model(model: TrainingModule, config: JobConfig) -> TrainingModule:
-    """Say how `model` computes: gradient cache, checkpointing and compilation, in place. All ranks.
-
-    Raises ConfigError when its loss cannot have a gradient cache.
-    """
-    cache = config.gradient_cache
+    """Say how `model` computes: gradient cache, checkpointing and compilation, in place. All ranks."""
     if isinstance(model, ContrastiveModule):
-        model.cache_gradients = cache.enabled is not False
-    elif cache.enabled is True or cache.chunk_size is not None:
-        message = f"the loss of {config.task} is not contrastive, so there is nothing to cache; use accumulation"
-        raise ConfigError([Problem(place="gradient_cache.enabled", message=message)])
+        model.cache_gradients = config.gradient_cache.enabled is not False
     if config.training.gradient_checkpointing:
         checkpoint_activations(model)
     if config.training.compile:
@@ -68,6 +61,9 @@ def run_job(run_dir: RunDir, config: JobConfig, context: RunContext) -> None:
     with no_garbage_collection():
         job = build_job(config, context)
         model = job.build_model()
+    findings = inspect(model, config, context)
+    if context.is_main:
+        run_dir.add_findings(findings)
     result = run_training(model, job.loaders, config, context, RunDirReporter(run_dir, context))
     if config.output.save_model and not result.stopped:
         trained = context.whole(model, job.build_model)

@@ -4,6 +4,7 @@
     metrics.jsonl   one Record a line, appended by rank 0
     stop            present when the job is asked to stop early
     result.json     the Outcome, written by rank 0 before any teardown
+    findings.jsonl  one Finding a line: what was changed or has no effect
     error.json      the Failure of the first rank that failed
     checkpoints/    epoch_0003.pt, or the folder epoch_0003 with a shard of every rank
     model/          the trained model, when asked for
@@ -21,7 +22,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -76,6 +77,19 @@ class Outcome:
     versions: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """Something to tell of a job that keeps it from nothing: what was changed or has no effect, why, what to do."""
+
+    key: str
+    """The configuration key it is about."""
+    message: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}; {self.advice}"
+
+
 class RunDir:
     """Every path of one run."""
 
@@ -86,6 +100,7 @@ class RunDir:
         self.stop = self.path / "stop"
         self.result = self.path / "result.json"
         self.error = self.path / "error.json"
+        self.findings = self.path / "findings.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.logs = self.path / "logs"
@@ -118,7 +133,7 @@ class RunDir:
         else:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             self.metrics.unlink(missing_ok=True)
-        for leftover in (self.stop, self.result, self.error):
+        for leftover in (self.stop, self.result, self.error, self.findings):
             leftover.unlink(missing_ok=True)
         write_atomically(self.config, dump_yaml(config.model_dump()).encode())
 
@@ -151,6 +166,17 @@ class RunDir:
         """Append one line (rank 0)."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record)) + "\n")
+
+    def add_findings(self, findings: Iterable[Finding]) -> None:
+        """Append what there is to tell (whoever launches the job, then rank 0)."""
+        if lines := [json.dumps(asdict(finding)) + "\n" for finding in findings]:
+            with self.findings.open("a", encoding="utf-8") as file:
+                file.write("".join(lines))
+
+    def load_findings(self) -> list[Finding]:
+        """What there is to tell of the job. Raises DataError when it is damaged."""
+        text = self.findings.read_text(encoding="utf-8") if self.findings.exists() else ""
+        return _decode(self.findings, lambda: [Finding(**json.loads(line)) for line in text.splitlines()])
 
     def forget_after(self, epoch: int) -> None:
         """Drop the records of epochs that a job resuming after `epoch` epochs will repeat, and a cut-off line."""

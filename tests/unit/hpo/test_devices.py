@@ -17,6 +17,14 @@ ONE_GPU = Hardware(gpus=("0",), cores=8)
 FOUR_GPUS = Hardware(gpus=("0", "1", "2", "3"), cores=8)
 
 
+FALLS_BACK = "requires multiple devices, falling back to"
+
+
+def said(placement: Placement) -> list[str]:
+    assert all(finding.advice for finding in placement.notices)
+    return [f"{finding.key}: {finding.message}" for finding in placement.notices]
+
+
 def placed(hardware: Hardware, **values: Any) -> Placement:
     return place(DistributedConfig.model_validate(values), hardware)
 
@@ -67,34 +75,40 @@ def test_every_rank_has_a_thread_when_there_are_more_gpus_than_cores() -> None:
 def test_more_gpus_than_there_are_is_clamped_and_said() -> None:
     placement = placed(FOUR_GPUS, devices=6)
     assert placement.gpus == FOUR_GPUS.gpus
-    assert placement.notices == ("distributed.devices asks for 6 GPUs but only 4 exist; going on with 4",)
+    assert said(placement) == ["distributed.devices: 6 GPUs were asked for, but only 4 exist; going on with those"]
 
 
 def test_more_ranks_than_there_are_cores_is_clamped_and_said() -> None:
     placement = placed(CPU, devices=9)
     assert placement.world_size == 8
-    assert placement.notices == ("distributed.devices asks for 9 CPU cores but only 8 exist; going on with 8",)
+    assert said(placement) == ["distributed.devices: 9 CPU cores were asked for, but only 8 exist; going on with those"]
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("values", [{}, {"devices": 1}, {"devices": [0]}])
-def test_ddp_on_one_gpu_falls_back_and_says_so(values: dict[str, Any]) -> None:
-    placement = placed(ONE_GPU, strategy="ddp", **values)
+def test_several_devices_strategies_on_one_gpu_fall_back_and_say_so(values: dict[str, Any], strategy: str) -> None:
+    placement = placed(ONE_GPU, strategy=strategy, **values)
     assert (placement.world_size, placement.gpus) == (1, ("0",))
-    assert placement.notices == ("DDP requires multiple devices, falling back to single-GPU training",)
+    assert said(placement) == [f"distributed.strategy: {strategy.upper()} {FALLS_BACK} single-GPU training"]
 
 
 @pytest.mark.parametrize("values", [{}, {"devices": 1}])
 def test_ddp_on_one_cpu_falls_back_and_says_so(values: dict[str, Any]) -> None:
     placement = placed(CPU, strategy="ddp", **values)
     assert (placement.world_size, placement.gpus) == (1, ())
-    assert placement.notices == ("DDP requires multiple devices, falling back to single-CPU training",)
+    assert said(placement) == [f"distributed.strategy: DDP {FALLS_BACK} single-CPU training"]
 
 
 def test_ddp_clamped_to_one_device_says_both() -> None:
-    assert placed(ONE_GPU, strategy="ddp", devices=2).notices == (
-        "distributed.devices asks for 2 GPUs but only 1 exist; going on with 1",
-        "DDP requires multiple devices, falling back to single-GPU training",
-    )
+    assert said(placed(ONE_GPU, strategy="ddp", devices=2)) == [
+        "distributed.devices: 2 GPUs were asked for, but only 1 exist; going on with those",
+        f"distributed.strategy: DDP {FALLS_BACK} single-GPU training",
+    ]
+
+
+def test_nccl_without_a_gpu_becomes_gloo_and_is_said() -> None:
+    assert said(placed(CPU, backend="nccl")) == ["distributed.backend: is nccl, which is for NVIDIA GPUs; gloo is used"]
+    assert said(placed(FOUR_GPUS, backend="nccl")) == []
 
 
 @pytest.mark.parametrize("strategy", ["auto", "none"])
@@ -105,7 +119,7 @@ def test_one_device_needs_no_word_unless_ddp_was_asked_for(strategy: str) -> Non
 def test_a_device_listed_twice_is_used_once_and_said() -> None:
     placement = placed(FOUR_GPUS, devices=[1, 0, 1])
     assert placement.gpus == ("1", "0")
-    assert placement.notices == ("distributed.devices lists a device twice; going on with [1, 0]",)
+    assert said(placement) == ["distributed.devices: lists a device twice; going on with [1, 0]"]
 
 
 # What cannot be
@@ -195,4 +209,4 @@ def test_the_driver_is_closed_after_counting(monkeypatch: pytest.MonkeyPatch) ->
 def test_one_process_of_several_devices_asked_for_is_said() -> None:
     placement = place(DistributedConfig.model_validate({"devices": [2, 0], "strategy": "none"}), FOUR_GPUS)
     assert placement.gpus == ("2",)
-    assert placement.notices == ("distributed.strategy is none: one of the 2 devices asked for is used",)
+    assert said(placement) == ["distributed.strategy: is none, so one of 2 devices is used"]
