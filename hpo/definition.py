@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from hpo.environment import ENVIRONMENTS, detect_environment
+from hpo.environment import ENVIRONMENTS, OVERLAYS, detect_environment
 from hpo.errors import StudyNotFoundError
 from hpo.search_space import VOLATILE, distribution, grid, space_problems
 from hpo.study_config import StudyConfig
@@ -26,6 +26,7 @@ from training.config import (
     in_reading_order,
     job_config,
     merge,
+    nested,
     options_layer,
     read_layer,
     settings_layer,
@@ -156,13 +157,13 @@ def find_study(study: str) -> Path:
 
 
 def load_job(path: Path, *, environment: str | None = None, settings: Sequence[str] = ()) -> JobConfig:
-    """The checked job of one configuration file, without a study. Raises ConfigError.
+    """The checked job of one configuration file (nested or flat), without a study. Raises ConfigError.
 
     The file wins over the detected environment, and an `environment` asked for wins over the file.
     """
     problems: list[Problem] = []
     overlay = _collect(problems, lambda: _environment_layer(environment or detect_environment()))
-    written = _collect(problems, lambda: read_layer(path))
+    written = _collect(problems, lambda: nested(read_layer(path)))
     if written and {"search_space", "objective"} <= written.values.keys():
         raise ConfigError([Problem(place=str(path), message=f"is a study; search it with hpo sweep --study {path}")])
     layers = [*([overlay, written] if environment is None else [written, overlay]), settings_layer(settings)]
@@ -199,6 +200,7 @@ def _job_layers(written: Layer, environment: str, path: Path, problems: list[Pro
 
 
 def _environment_layer(environment: str) -> Layer:
+    environment = OVERLAYS.get(environment, environment)
     if environment not in ENVIRONMENTS:
         message = f"there is no environment '{environment}'{suggestion(environment, ENVIRONMENTS)}"
         raise ConfigError([Problem(place="--env", message=message)])

@@ -21,9 +21,12 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Where one job runs: `world_size` ranks, one a GPU of `gpus`, or all on the CPU when there are none."""
+    """Where one job runs: `world_size` ranks, as many on each node, one a GPU of `gpus`, or on the CPU without any."""
 
     world_size: int
+    num_nodes: int = 1
+    rendezvous: str | None = None
+    """Where the agents of several nodes meet."""
     gpus: tuple[str, ...]
     threads_per_rank: int
     notices: tuple[Finding, ...] = ()
@@ -45,19 +48,23 @@ def place(config: DistributedConfig, hardware: Hardware) -> Placement:
     if on_gpu and not hardware.gpus:
         raise DeviceError("distributed.accelerator is cuda, but no GPU is visible; set it to auto or cpu")
     available = hardware.gpus if on_gpu else tuple(str(core) for core in range(hardware.cores))
+    if config.num_nodes > 1 and config.strategy == "none":
+        raise DeviceError("distributed.num_nodes is above 1, but strategy none is one process; use ddp or fsdp")
     chosen, notices = _choose(config, available, on_gpu)
     if config.strategy == "none" and len(chosen) > 1:
         if config.devices != "auto":
             notices.append(_changed("strategy", f"is none, so one of {len(chosen)} devices is used", "set it to auto"))
         chosen = chosen[:1]
-    elif config.strategy in ("ddp", "fsdp") and len(chosen) == 1:
+    elif config.strategy in ("ddp", "fsdp") and len(chosen) * config.num_nodes == 1:
         kind = "GPU" if on_gpu else "CPU"
         message = f"{config.strategy.upper()} requires multiple devices, falling back to single-{kind} training"
         notices.append(_changed("strategy", message, "set distributed.devices, or strategy: auto"))
     if config.backend == "nccl" and not on_gpu:
         notices.append(_changed("backend", "is nccl, which is for NVIDIA GPUs; gloo is used", "set it to auto"))
     return Placement(
-        world_size=len(chosen),
+        world_size=len(chosen) * config.num_nodes,
+        num_nodes=config.num_nodes,
+        rendezvous=config.rendezvous,
         gpus=chosen if on_gpu else (),
         threads_per_rank=_threads(config, hardware, len(chosen)),
         notices=tuple(notices),

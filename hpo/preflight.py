@@ -34,7 +34,7 @@ def preflight(definition: StudyDefinition) -> Placement:
     """Where a job of this study will run. Raises ConfigError with every problem found, and DeviceError."""
     placement = place(definition.job.distributed, detect_hardware())
     problems = list(_batch_problems(definition, placement.world_size))
-    wrong = itertools.chain(_missing(definition.job), _unwritable(definition.root))
+    wrong = itertools.chain(_missing(definition.job), _unwritable(definition.root), _several_nodes(definition.job))
     problems += [Problem(place=_place_of(definition, key), message=message) for key, message in wrong]
     if problems:
         raise ConfigError(problems)
@@ -136,6 +136,12 @@ def _unwritable(root: Path) -> Iterator[tuple[str, str]]:
     except (OSError, ValueError) as error:  # ValueError: a null character
         reason = getattr(error, "strerror", None) or error
         yield "output.root", f"output.root: '{root}' must be a folder to write in ({reason}); give another"
+
+
+def _several_nodes(job: JobConfig) -> Iterator[tuple[str, str]]:
+    if job.distributed.num_nodes > 1:
+        message = "the jobs of a search run on one machine each; leave it at 1, and use hpo train for more"
+        yield "distributed.num_nodes", f"distributed.num_nodes: {message}"
 
 
 def _missing(job: JobConfig) -> Iterator[tuple[str, str]]:

@@ -5,13 +5,14 @@ place -> prepare run dir -> launch -> follow (report, stop) -> collect -> nothin
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from hpo.devices import Placement, detect_hardware, place
-from hpo.launchers import Job, launch
+from hpo.launchers import Job, command, launch
 from training.config import JobConfig
 from training.errors import Failure, FailureKind, TrainingError
 from training.run_dir import Event, Record, RunDir, Tail
@@ -64,15 +65,18 @@ def run_single_trial(
     placement = place(config.distributed, hardware)
     for finding in placement.notices:
         on_notice(str(finding))
-    alone = place(config.distributed.model_copy(update={"strategy": "none"}), hardware)
+    alone = place(config.distributed.model_copy(update={"strategy": "none", "num_nodes": 1}), hardware)
     attempted = (config.distributed.backend, placement.world_size)
     if attempted in _FAILED_STARTS:
         placement = alone
     on_record = _telling(run_dir, placement, on_record, on_notice)
     run_dir.prepare(config, resume=resume)
     run_dir.add_findings(placement.notices)
+    if placement.num_nodes > 1:
+        others = f"each of the other {placement.num_nodes - 1} machines"
+        on_notice(f"start this on {others}, from this folder: {shlex.join(command(run_dir, placement))}")
     result = _attempt(config, run_dir, placement, on_record)
-    if placement.world_size > 1 and _did_not_start(result):
+    if placement.world_size > 1 and placement.num_nodes == 1 and _did_not_start(result):
         assert result.failure is not None
         _FAILED_STARTS.add(attempted)
         on_notice(f"the distributed start failed, falling back to one process: {result.failure.message}")

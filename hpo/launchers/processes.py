@@ -6,6 +6,7 @@ Both execute ``training.main RUN_DIR``; torchrun's rendezvous is local and on a 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import uuid
@@ -49,8 +50,17 @@ def command(run_dir: RunDir, placement: Placement) -> list[str]:
     rank = ["-m", "training.main", str(run_dir.path)]
     if placement.world_size == 1:
         return [sys.executable, *rank]
-    ranks = ["--standalone", "--nproc-per-node", str(placement.world_size), "--log-dir", str(run_dir.logs / "torchrun")]
-    return [sys.executable, "-m", "training.torchrun", *ranks, *rank]
+    meeting = ["--standalone"] if placement.num_nodes == 1 else _meeting(run_dir, placement)
+    ranks = ["--nproc-per-node", str(placement.world_size // placement.num_nodes)]
+    logs = ["--log-dir", str(run_dir.logs / "torchrun")]
+    return [sys.executable, "-m", "training.torchrun", *meeting, *ranks, *logs, *rank]
+
+
+def _meeting(run_dir: RunDir, placement: Placement) -> list[str]:
+    """Where the agents of several nodes find each other. The same for all of them."""
+    endpoint = placement.rendezvous or f"{socket.getfqdn()}:29400"
+    backend = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", run_dir.path.name]
+    return ["--nnodes", str(placement.num_nodes), *backend]
 
 
 def environment(placement: Placement, job_id: str) -> dict[str, str]:

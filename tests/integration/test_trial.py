@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import socket
+import subprocess
 import threading
 from pathlib import Path
 
@@ -35,14 +38,48 @@ def test_two_ranks_score_every_real_sample_once(job: JobConfig, tmp_path: Path) 
     assert {path.name for path in result.run_dir.logs.glob("*.log")} == {"agent.log", "rank_0.log", "rank_1.log"}
 
 
-def test_a_distributed_start_that_fails_falls_back_to_one_process(job: JobConfig, tmp_path: Path) -> None:
+def test_a_distributed_start_that_fails_falls_back_to_one_process(
+    job: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     notices: list[str] = []
-    config = job.with_values({**TWO_RANKS, "distributed.backend": "nccl"})  # there is no nccl on a CPU
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
+    # Another backend's name, so that the failed start is not remembered for the other tests of this process.
+    config = job.with_values({**TWO_RANKS, "distributed.backend": "gloo"})
     result = run(config, tmp_path / "run", notices)
     assert result.status is JobStatus.COMPLETE
     assert result.world_size == 1
     assert len(notices) == 1
-    assert notices[0].startswith("the distributed start failed, falling back to one process: nccl with 2 ranks")
+    assert notices[0].startswith("the distributed start failed, falling back to one process: gloo with 2 ranks")
+
+
+def test_two_machines_train_one_job(job: JobConfig, tmp_path: Path) -> None:
+    """Two agents on this machine, each with one rank: what `hpo train` starts, and the command it prints."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    config = job.with_values(
+        {"distributed.strategy": "ddp", "distributed.num_nodes": 2, "distributed.rendezvous": place}
+    )
+    other: list[subprocess.Popen[bytes]] = []
+
+    def start_the_other(notice: str) -> None:
+        said, _, printed = notice.partition("from this folder: ")
+        assert said.startswith("start this on each of the other 1 machines")
+        other.append(subprocess.Popen(shlex.split(printed), stderr=subprocess.DEVNULL))
+
+    result = run_single_trial(
+        config, RunDir(tmp_path / "a run"), on_record=lambda record: False, on_notice=start_the_other
+    )
+    assert (result.status, result.world_size, result.failure) == (JobStatus.COMPLETE, 2, None)
+    assert other[0].wait(60) == 0
+    assert (result.run_dir.logs / "rank_1.log").is_file()
+
+
+def test_what_a_rank_finds_is_told_once_and_kept(job: JobConfig, tmp_path: Path) -> None:
+    notices: list[str] = []
+    result = run(job.with_values({"training.gradient_checkpointing": True}), tmp_path / "run", notices)
+    assert notices == [str(finding) for finding in result.run_dir.load_findings()]
+    assert notices[0].startswith("training.gradient_checkpointing: has no effect here")
 
 
 @pytest.mark.parametrize("change", [{}, TWO_RANKS], ids=["one process", "two ranks"])

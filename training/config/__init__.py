@@ -1,5 +1,6 @@
 """The configuration of a job: its schema, reading YAML with places, merging and validating layers. Torch-free."""
 
+from training.config.flat import nested
 from training.config.layers import (
     assign,
     find_file,
@@ -34,6 +35,7 @@ __all__ = [
     "job_config",
     "keys_at",
     "merge",
+    "nested",
     "options_layer",
     "parse_layer",
     "problems_of",

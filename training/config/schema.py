@@ -199,8 +199,11 @@ class DistributedConfig(Section):
     """`auto` is cuda where a GPU is visible."""
     backend: Literal["auto", "nccl", "gloo"] = "auto"
     """`auto` is nccl on GPUs and gloo on CPUs."""
-    num_nodes: Literal[1] = 1
-    """Machines per job; this version launches jobs on one."""
+    num_nodes: PositiveInt = 1
+    """Machines per job, each with `devices`. With several, `hpo train` starts the ranks of this one and prints the
+    command that starts those of another; a search uses one."""
+    rendezvous: str | None = None
+    """Where the machines of a job meet, as host:port; null is this machine's port 29400."""
     sync_batchnorm: bool = False
     """Batch normalization over the samples of all ranks (ddp on GPUs)."""
     find_unused_parameters: bool = True

@@ -122,7 +122,20 @@ def test_a_device_listed_twice_is_used_once_and_said() -> None:
     assert said(placement) == ["distributed.devices: lists a device twice; going on with [1, 0]"]
 
 
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp"])
+def test_several_machines_have_as_many_ranks_each(strategy: str) -> None:
+    placement = placed(FOUR_GPUS, strategy=strategy, num_nodes=3)
+    assert (placement.world_size, placement.num_nodes, placement.notices) == (12, 3, ())
+    one_each = placed(ONE_GPU, strategy=strategy, num_nodes=2)
+    assert (one_each.world_size, one_each.notices) == (2, ())
+
+
 # What cannot be
+
+
+def test_one_process_on_several_machines_is_an_error() -> None:
+    with pytest.raises(DeviceError, match="strategy none is one process"):
+        placed(FOUR_GPUS, strategy="none", num_nodes=2)
 
 
 def test_cuda_without_a_gpu_is_an_error_with_the_way_out() -> None:

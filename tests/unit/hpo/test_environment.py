@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo.environment import ENVIRONMENTS, detect_environment
+from hpo.environment import ENVIRONMENTS, detect_environment, detect_platform
 from training.config import job_config, read_layer
 
 CHECKOUT = Path(__file__).parents[3]
@@ -29,6 +29,11 @@ CHECKOUT = Path(__file__).parents[3]
 )
 def test_an_environment_is_known_by_the_variable_its_platform_sets(variable: str, environment: str) -> None:
     assert detect_environment({variable: ""}) == environment
+
+
+@pytest.mark.parametrize(("variable", "platform"), [("SLURM_JOB_ID", "slurm"), ("RAY_ADDRESS", "ray"), ("X", "local")])
+def test_a_scheduler_is_known_by_its_name(variable: str, platform: str) -> None:
+    assert detect_platform({variable: "1"}) == platform
 
 
 def test_a_machine_without_signs_is_local() -> None:
