@@ -51,6 +51,8 @@ def fake_device(device_type: Literal["cuda", "cpu"]) -> Iterator[None]:
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
             stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
+            stack.enter_context(mock.patch("torch.cuda.get_rng_state"))
+            stack.enter_context(mock.patch("torch.cuda.set_rng_state"))
             stack.enter_context(
                 mock.patch.object(DTensor, "device", property(lambda tensor: tensor._local_tensor.device))
             )

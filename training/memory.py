@@ -53,7 +53,7 @@ class StepMemory:
     activations_bytes: int
     """What the peak takes beyond the above: activations, the batch, temporary tensors, casted and gathered weights."""
     workspace_bytes: int
-    """What libraries keep for themselves: cuBLAS, and DDP's buckets."""
+    """What cuBLAS keeps for itself."""
     activations_alone_bytes: int
     """The most that activations ever take, whether or not gradients are there at that time."""
 
@@ -74,8 +74,8 @@ class Kind(Enum):
 
 
 def with_ddp_buckets(step: StepMemory) -> StepMemory:
-    """The same step under DistributedDataParallel, which sends its own copy of all gradients."""
-    return replace(step, workspace_bytes=step.workspace_bytes + step.gradients_bytes)
+    """The same step under DistributedDataParallel, whose gradients are views of buckets that are never freed."""
+    return replace(step, activations_bytes=step.activations_alone_bytes)
 
 
 def trace_step(
