@@ -1,7 +1,8 @@
 """What a job would take of a device under each strategy: ``python -m training.planning RUN_DIR REQUEST``.
 
 Prepares the job's data, then traces one training step for each way of running it (see memory.py), without a GPU and
-without weights. Leaves ``plan.json`` in the run directory, or ``error.json``. A process of its own, because it pretends.
+without weights. It leaves
+``plan.json`` in the run directory, or ``error.json``. A process of its own, because it pretends to have a GPU.
 """
 
 from __future__ import annotations
@@ -56,12 +57,18 @@ def plan(config: JobConfig, request: PlanRequest) -> Iterator[PlanRow]:
 
     task = load_task(config.task)
     data = task.prepare(config)
-    for strategy, changes in WAYS if request.every_way else [(request.strategy, {})]:
+    for strategy, changes in WAYS if request.every_way else [(_strategy(config, request), {})]:
         world_size = 1 if strategy == "none" else request.world_size
-        if (world_size == 1) != (strategy == "none"):
+        if world_size == 1 and strategy != "none":
             continue
         tried = config.with_values({"distributed.strategy": strategy, **changes})
         yield _smaller_until_it_fits(task, data, tried, request, world_size)
+
+
+def _strategy(config: JobConfig, request: PlanRequest) -> str:
+    """The one that a job of `config` runs under."""
+    asked = config.distributed.strategy
+    return "none" if request.world_size == 1 or asked == "none" else "fsdp" if asked == "fsdp" else "ddp"
 
 
 def _smaller_until_it_fits(
@@ -99,7 +106,7 @@ def trace(task: Task, data: PreparedData, config: JobConfig, world_size: int) ->
     if config.distributed.strategy == "fsdp":
         with fake_world(world_size):
             return _trace_step(task, data, config, world_size)
-    step = _trace_step(task, data, config, world_size=1 if world_size == 1 else world_size)
+    step = _trace_step(task, data, config, world_size)
     return with_ddp_buckets(step) if world_size > 1 else step
 
 

@@ -98,8 +98,7 @@ class PlanRequest:
     """What a job may take of each device."""
     world_size: int
     every_way: bool = True
-    """All strategies, or `strategy` as the configuration has it."""
-    strategy: str = "none"
+    """All strategies, or the configuration as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
