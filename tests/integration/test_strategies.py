@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from training.config import JobConfig
 from training.run_dir import JOB_ID, Event, RunDir
@@ -92,11 +93,17 @@ def train(jobs: dict[str, JobConfig], *, resume: bool = False) -> dict[str, list
     together = [folder for folder in jobs if folder not in alone]
     for folders, launcher in ((alone, []), (together, TWO_RANKS)):
         if folders:
-            command = [sys.executable, *launcher, str(CHECKOUT / "tests" / "integration" / "many_jobs.py"), *folders]
-            environment = {**os.environ, "PYTHONPATH": f"{CHECKOUT}:.", "OMP_NUM_THREADS": "1", JOB_ID: "strategies"}
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-            assert done.returncode == 0, done.stderr[-4000:]
+            start([*launcher, "many_jobs.py", *folders])
     return {folder: losses(RunDir(Path(folder))) for folder in jobs}
+
+
+def start(arguments: list[str]) -> None:
+    """Run a script of this folder, alone or in ranks."""
+    here = Path(__file__).parent
+    command = [str(here / each) if each.endswith(".py") else each for each in arguments]
+    environment = {**os.environ, "PYTHONPATH": f"{CHECKOUT}:.", "OMP_NUM_THREADS": "1", JOB_ID: "strategies"}
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def losses(run_dir: RunDir) -> list[float]:
@@ -153,6 +160,22 @@ def test_a_cached_contrastive_batch_over_two_ranks_is_that_of_one_process(place:
     assert job("embedding", **cached).batch_plan(2).num_micro_batches == 4  # chunks of 2, which divides 8
     found = train({"one": job("embedding", **ONE)} | under_all(job("embedding", **cached), "cached"))
     assert_close(found, found["one"])
+
+
+def test_cached_gradients_over_two_ranks_are_those_of_the_whole_batch(place: Path) -> None:
+    for strategy, launcher in (("none", []), ("ddp", TWO_RANKS), ("fsdp", TWO_RANKS)):
+        start([*launcher, "cached_gradients.py", strategy, f"{strategy}.pt"])
+    whole = torch.load("none.pt", weights_only=True)
+    assert len(whole) > 30
+    assert "log_sharpness" in whole
+    expected = torch.cat([each.flatten() for each in whole.values()])
+    for strategy in ("ddp", "fsdp"):
+        cached = torch.load(f"{strategy}.pt", weights_only=True)
+        assert cached.keys() == whole.keys()
+        found = torch.cat([cached[name].flatten() for name in whole])
+        error = ((found - expected).norm() / expected.norm()).item()
+        print(f"{strategy}: relative error of the gradient {error:.1e}")
+        assert error < 1e-6
 
 
 def test_micro_batches_of_unlike_lengths_add_up_to_the_batch(place: Path) -> None:
