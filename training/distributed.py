@@ -7,6 +7,7 @@ written once against RunContext: a single process (here), DDP (here) and FSDP (f
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from training.config import DistributedConfig, JobConfig
@@ -25,6 +28,8 @@ from training.run_dir import JOB_ID
 
 Statistics = dict[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
+_GROUPS = itertools.count()
+"""A script may train several times. A second group must not find the addresses that the first one left in the store."""
 
 
 class RunContext:
@@ -179,8 +184,12 @@ def _join(config: DistributedConfig, device: torch.device) -> None:
     """Open the process group, and meet in it once."""
     backend = "gloo" if device.type == "cpu" else "nccl" if config.backend == "auto" else config.backend
     try:
+        store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=config.timeout_s)))
         dist.init_process_group(
             backend,
+            store=PrefixStore(f"group_{next(_GROUPS)}", store),
+            rank=rank,
+            world_size=world_size,
             timeout=timedelta(seconds=config.timeout_s),
             device_id=device if device.type == "cuda" and backend == "nccl" else None,
         )

@@ -65,6 +65,13 @@ def run_job(run_dir: RunDir, config: JobConfig, context: RunContext) -> None:
     if context.is_main:
         run_dir.add_findings(findings)
     result = run_training(model, job.loaders, config, context, RunDirReporter(run_dir, context))
+    keep_result(result, model, job, run_dir, config, context)
+
+
+def keep_result(
+    result: TrainingResult, model: TrainingModule, job: Job, run_dir: RunDir, config: JobConfig, context: RunContext
+) -> None:
+    """Leave the trained `model` and ``result.json`` in `run_dir`. All ranks; rank 0 writes."""
     if config.output.save_model and not result.stopped:
         trained = context.whole(model, job.build_model)
         if context.is_main:

@@ -191,6 +191,3 @@ class RunContextStrategy(SingleDeviceStrategy):
         """Leave the model where it is."""
         assert self.accelerator is not None
         self.accelerator.teardown()
-
-
-# What the native loop's run_epoch does, in three parts: to become methods of the trainer.

@@ -47,8 +47,8 @@ class SilentReporter:
 class RunDirReporter:
     """Rank 0 appends to ``metrics.jsonl`` and looks for ``stop``; the other ranks are silent."""
 
-    def __init__(self, run_dir: RunDir, context: RunContext) -> None:
-        self._run_dir, self._is_main = run_dir, context.is_main
+    def __init__(self, run_dir: RunDir, context: RunContext, *, saves: bool = True) -> None:
+        self._run_dir, self._is_main, self._saves = run_dir, context.is_main, saves
         kind = ShardedCheckpoints if context.sharded else Checkpoints
         self._checkpoints = kind(run_dir, is_main=context.is_main)
 
@@ -65,8 +65,9 @@ class RunDirReporter:
         return self._is_main and self._run_dir.stop.exists()
 
     def save(self, state: TrainingState, progress: Progress) -> None:
-        """Write a checkpoint."""
-        self._checkpoints.save(state, progress)
+        """Write a checkpoint, unless none are wanted."""
+        if self._saves:
+            self._checkpoints.save(state, progress)
 
     def load(self, state: TrainingState) -> Progress | None:
         """Read the newest checkpoint."""

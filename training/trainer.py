@@ -7,10 +7,13 @@ to rounding and to what dropout draws, which differs from rank to rank.
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,23 +42,40 @@ class TrainingResult:
 
 
 def run_training(
-    model: TrainingModule, loaders: Loaders, config: JobConfig, context: RunContext, reporter: Reporter
+    model: TrainingModule,
+    loaders: Loaders,
+    config: JobConfig,
+    context: RunContext,
+    reporter: Reporter,
+    callbacks: Sequence[Any] = (),
 ) -> TrainingResult:
     """Train `model` (on the CPU; it is moved and wrapped in place) and evaluate it after every epoch.
 
     Resumes from the reporter's newest checkpoint. Called by all ranks; all leave at the same step.
-    Raises NonFiniteLossError, on every rank at the same step.
+    `callbacks` are those of the lightning engine. Raises NonFiniteLossError, on every rank at the same step.
     """
     training = Training(model, loaders, config, context, reporter)
     training.resume()
-    if config.training.engine == "lightning":
+    if config.training.engine == "lightning" and lightning_is_installed(context):
         from training.lightning_engine import fit  # seconds, which the native loop need not pay
 
-        fit(training)
+        fit(training, callbacks)
     else:
         fit_natively(training)
     at = training.at
     return TrainingResult(metrics=at.metrics, stopped=training.stopped, epochs=at.epoch, steps=at.step)
+
+
+def lightning_is_installed(context: RunContext) -> bool:
+    """Whether to use it; rank 0 says so when not. A broken installation counts, so that its own error is seen."""
+    installed = importlib.util.find_spec("lightning") is not None
+    if not installed and context.is_main:
+        warnings.warn(
+            "training.engine is lightning, which is not installed: the native loop trains instead, to the same losses;"
+            " pip install 'hpo[lightning]'",
+            stacklevel=3,
+        )
+    return installed
 
 
 def fit_natively(training: Training) -> None:

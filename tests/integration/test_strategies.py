@@ -66,10 +66,14 @@ CHECKOUT = Path(__file__).parents[2]
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with texts of unlike lengths, in two classes, each with a pair."""
     monkeypatch.chdir(tmp_path)
-    with Path("texts.csv").open("w", newline="") as file:
+    write_texts(tmp_path / "texts.csv")
+    return tmp_path
+
+
+def write_texts(path: Path) -> None:
+    with path.open("w", newline="") as file:
         rows = [(f"{'red ' * (i % 9)}{i % 7} apples", i % 2, f"{i % 7} fruits {'blue ' * (i % 5)}") for i in range(120)]
         csv.writer(file).writerows([("text", "label", "pair"), *rows])
-    return tmp_path
 
 
 def job(task: str, **changes: Any) -> JobConfig:

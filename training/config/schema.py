@@ -108,7 +108,8 @@ class TrainingConfig(Section):
     """The loop."""
 
     engine: Literal["native", "lightning"] = "native"
-    """Our own loop, or PyTorch Lightning's Trainer (`pip install hpo[lightning]`); both give the same losses."""
+    """Our own loop, or PyTorch Lightning's Trainer (`pip install 'hpo[lightning]'`; without it, a warning and our own);
+    both give the same losses."""
     epochs: PositiveInt = 3
     """Passes over the training samples."""
     global_batch_size: PositiveInt = 32
