@@ -16,6 +16,7 @@ from training.config import DistributedConfig, JobConfig, Layer, assign, job_con
 from training.data import PreparedData, build_loaders
 from training.distributed import RunContext, run_context
 from training.errors import ConfigError, Problem
+from training.guardrails import inspect
 from training.job import Job, keep_result, prepare_model
 from training.reporter import RunDirReporter, SilentReporter
 from training.run_dir import RunDir
@@ -61,16 +62,20 @@ class TrainingCoordinator:
         `model` and `data` have settled. `run_dir` gets what a job leaves there, and is cleared first, or with `resume`
         taken up; without one nothing is kept. Raises what a job does: ConfigError, DataError, NonFiniteLossError.
         """
-        settled = self._settled(task, config)
+        settled = self._settled(task, config, run_dir)
         collate = (load_task(task) if isinstance(task, str) else task).collate
         with run_context(settled) as context:
             _check_ranks(settled.distributed, context)
-            _check_model(model, context, saved=run_dir is not None and settled.output.save_model)
+            _check_same_weights(model, context)
+            findings = inspect(model, settled, context)
             set_arithmetic(context.device)
             loaders = build_loaders(data, settled, context, collate)
             kept = None if run_dir is None else RunDir(Path(run_dir))
             if kept and context.is_main:
                 kept.prepare(settled, resume=resume)
+                kept.add_findings(findings)
+            for finding in findings if context.is_main else ():
+                warnings.warn(str(finding), stacklevel=2)
             context.broadcast(True)  # no rank looks for a checkpoint before
             untrained = copy.deepcopy(model) if kept and context.sharded and context.is_main else model
             prepare_model(model, settled)
@@ -81,13 +86,17 @@ class TrainingCoordinator:
                 keep_result(result, model, job, kept, settled, context)
             return result
 
-    def _settled(self, task: Task | str, config: JobConfig | Mapping[str, Any] | None) -> JobConfig:
+    def _settled(
+        self, task: Task | str, config: JobConfig | Mapping[str, Any] | None, run_dir: str | PathLike[str] | None
+    ) -> JobConfig:
         values = config.model_dump() if isinstance(config, JobConfig) else copy.deepcopy(dict(config or {}))
         values["task"] = task if isinstance(task, str) else f"{type(task).__module__}:{type(task).__name__}"
         for section, key in _SAID_HERE:
             if getattr(self, key) is not None:
                 assign(values, (section, key), getattr(self, key))
         settled = job_config(Layer(values, {(): "TrainingCoordinator"}))
+        if run_dir is None:
+            settled = settled.with_values({"output.save_model": False})
         if self.callbacks and settled.training.engine == "native":
             raise _error("callbacks", "only Lightning calls them; add engine='lightning'")
         return settled
@@ -107,15 +116,10 @@ def _check_ranks(config: DistributedConfig, context: RunContext) -> None:
             "python script.py" if wanted == 1 and not nodes else f"torchrun {nodes}--nproc-per-node {wanted} script.py"
         )
         raise _error("distributed.devices", f"{ranks}; start it as: {start}")
-    if config.strategy in ("ddp", "fsdp") and context.world_size == 1:
-        name = config.strategy.upper()
-        warnings.warn(f"{name} requires multiple devices, falling back to single-process training", stacklevel=3)
 
 
-def _check_model(model: TrainingModule, context: RunContext, *, saved: bool) -> None:
-    """Raises ConfigError when `model` could not be saved, or, sharded, is not the same one on every rank."""
-    if saved and type(model).save is TrainingModule.save:
-        raise _error("output.save_model", f"{type(model).__name__} has no method save; write one, or say false")
+def _check_same_weights(model: TrainingModule, context: RunContext) -> None:
+    """Raises ConfigError when a `model` to be sharded is not the same one on every rank."""
     if context.sharded:  # ddp trains rank 0's weights
         total = sum((weight.detach().double().sum() for weight in model.parameters()), torch.zeros(()))
         if len(set(context.concatenate({"total": total.reshape(1)})["total"].tolist())) > 1:

@@ -19,6 +19,7 @@ from training.errors import ConfigError, Problem
 from training.layers import repeated_layers
 from training.run_dir import Finding
 from training.tasks.task import ContrastiveModule, TrainingModule
+from training.trainer import lightning_is_installed
 
 SMALL_SHARD_PARAMETERS = 10_000_000
 """Fewer parameters than this per rank are not worth sharding: DDP moves the same bytes, and waits less often."""
@@ -53,11 +54,22 @@ def _errors(model: TrainingModule, config: JobConfig, device: torch.device) -> I
     if config.training.compile and device.type == "cpu" and not compilers:
         message = "compiling for a CPU takes a C++ compiler, and there is no g++; install one, or turn it off"
         yield Problem(place="training.compile", message=message)
+    if config.output.save_model and type(model).save is TrainingModule.save:
+        message = f"output.save_model: {type(model).__name__} has no method save; write one, or say false"
+        yield Problem(place="output.save_model", message=message)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         yield Problem(place="model", message="no parameter is to be trained; unfreeze some")
 
 
 def _strategy(model: nn.Module, config: JobConfig, context: RunContext) -> Iterator[Finding]:
+    asked = config.distributed.strategy
+    if asked in ("ddp", "fsdp") and context.world_size == 1:
+        kind = "single-GPU" if context.device.type == "cuda" else "single-CPU"
+        yield Finding(
+            key="distributed.strategy",
+            message=f"{asked.upper()} requires multiple devices, falling back to {kind} training",
+            advice="set distributed.devices, or strategy: auto",
+        )
     if not context.sharded:
         return
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -113,6 +125,12 @@ def _useless(model: TrainingModule, config: JobConfig, context: RunContext) -> I
             key="lora",
             message="adapters are trained beside random weights, which stay as they are",
             advice="start from model.pretrained, or remove lora",
+        )
+    if training.engine == "lightning" and not lightning_is_installed():
+        yield Finding(
+            key="training.engine",
+            message="lightning is not installed, so the native loop trains instead, to the same losses",
+            advice="pip install 'hpo[lightning]'",
         )
     several = config.batch_plan(context.world_size).num_micro_batches > 1
     if isinstance(model, ContrastiveModule) and config.gradient_cache.enabled is False and several:

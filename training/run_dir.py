@@ -198,8 +198,9 @@ class RunDir:
             file.write(json.dumps(asdict(record)) + "\n")
 
     def add_findings(self, findings: Iterable[Finding]) -> None:
-        """Append what there is to tell (whoever launches the job, then rank 0)."""
-        if lines := [json.dumps(asdict(finding)) + "\n" for finding in findings]:
+        """Append what there is to tell (whoever launches the job, then rank 0), less what is there already."""
+        known = self.load_findings()
+        if lines := [json.dumps(asdict(finding)) + "\n" for finding in findings if finding not in known]:
             with self.findings.open("a", encoding="utf-8") as file:
                 file.write("".join(lines))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -56,7 +55,7 @@ def run_training(
     """
     training = Training(model, loaders, config, context, reporter)
     training.resume()
-    if config.training.engine == "lightning" and lightning_is_installed(context):
+    if config.training.engine == "lightning" and lightning_is_installed():
         from training.lightning_engine import fit  # seconds, which the native loop need not pay
 
         fit(training, callbacks)
@@ -66,16 +65,9 @@ def run_training(
     return TrainingResult(metrics=at.metrics, stopped=training.stopped, epochs=at.epoch, steps=at.step)
 
 
-def lightning_is_installed(context: RunContext) -> bool:
-    """Whether to use it; rank 0 says so when not. A broken installation counts, so that its own error is seen."""
-    installed = importlib.util.find_spec("lightning") is not None
-    if not installed and context.is_main:
-        warnings.warn(
-            "training.engine is lightning, which is not installed: the native loop trains instead, to the same losses;"
-            " pip install 'hpo[lightning]'",
-            stacklevel=3,
-        )
-    return installed
+def lightning_is_installed() -> bool:
+    """Whether to use it; the guardrails tell when not. A broken installation counts, so that its own error is seen."""
+    return importlib.util.find_spec("lightning") is not None
 
 
 def fit_natively(training: Training) -> None:

@@ -22,7 +22,12 @@ CPU = torch.device("cpu")
 ALONE = RunContext.alone()
 
 
-class Layered(TrainingModule):
+class Saveable(TrainingModule):
+    def save(self, folder: Path) -> None:
+        raise NotImplementedError
+
+
+class Layered(Saveable):
     """Two repeated layers."""
 
     def __init__(self) -> None:
@@ -33,7 +38,7 @@ class Layered(TrainingModule):
         raise NotImplementedError
 
 
-class Flat(TrainingModule):
+class Flat(Saveable):
     """No repeated layers, but batch normalization."""
 
     def __init__(self) -> None:
@@ -41,7 +46,7 @@ class Flat(TrainingModule):
         self.only = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
 
 
-class Contrastive(ContrastiveModule):
+class Contrastive(Saveable, ContrastiveModule):
     def __init__(self) -> None:
         super().__init__()
         self.only = nn.Linear(2, 2)
@@ -87,6 +92,29 @@ def test_compiling_for_a_cpu_without_a_compiler_is_refused(monkeypatch: pytest.M
     assert found(Layered(), training__compile=True) == []
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "takes a C++ compiler" in refused(Layered(), training__compile=True)
+
+
+def test_a_model_that_cannot_be_saved_is_refused_before_it_is_trained() -> None:
+    class Unsaveable(TrainingModule):
+        pass
+
+    model = Unsaveable()
+    model.weight_to_train = nn.Parameter(torch.zeros(1))
+    assert "Unsaveable has no method save" in refused(model)
+    assert found(model, output__save_model=False) == []
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_rank_where_several_were_asked_for_is_told(strategy: str) -> None:
+    (finding,) = inspect(Layered(), JobConfig().with_values({"distributed.strategy": strategy}), ALONE)
+    assert finding.message == f"{strategy.upper()} requires multiple devices, falling back to single-CPU training"
+
+
+def test_an_engine_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found(Layered(), training__engine="lightning") == []
+    monkeypatch.setattr("training.guardrails.lightning_is_installed", lambda: False)
+    (finding,) = inspect(Layered(), JobConfig().with_values({"training.engine": "lightning"}), ALONE)
+    assert finding.advice == "pip install 'hpo[lightning]'"
 
 
 def test_all_errors_are_told_at_once() -> None:
@@ -138,7 +166,7 @@ def test_findings_are_kept_in_the_run_directory(tmp_path: Path) -> None:
     assert run_dir.load_findings() == []
     run_dir.add_findings([finding])
     run_dir.add_findings([finding])
-    assert run_dir.load_findings() == [finding, finding]
+    assert run_dir.load_findings() == [finding]
     assert str(finding) == "a.b: is changed; do this"
     run_dir.prepare(JobConfig())
     assert run_dir.load_findings() == []
