@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +85,7 @@ def test_the_local_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
     monkeypatch.delenv("HPO_STORAGE", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
@@ -107,12 +107,10 @@ def test_the_local_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def executed(path: Path, folder: Path) -> Any:
     """The notebook as it is after its cells ran in `folder`, in a kernel of its own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of nbclient, jupyter_client and what they import
-        from nbclient import NotebookClient
+    from nbclient import NotebookClient
 
-        notebook = read(path)
-        NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(folder)}}).execute()
+    notebook = read(path)
+    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(folder)}}).execute()
     return notebook
 
 
