@@ -227,6 +227,33 @@ def validate(
 
 
 @app.command()
+def plan(
+    config: Annotated[Path | None, typer.Option(help="A configuration in YAML or JSON.")] = None,
+    study: Annotated[
+        str | None, typer.Option("--study", help="A study: its largest configuration is planned for.")
+    ] = None,
+    gpus: Annotated[
+        str | None, typer.Option(metavar="NxSIZE", help="GPUs to plan for, such as 4x24GB; those here when not given.")
+    ] = None,
+    env: EnvOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict the memory each strategy takes of a GPU, and say which to use. Needs no GPU, and trains nothing."""
+    from hpo import show
+    from hpo.definition import load_job
+    from hpo.plan import hardware_or, largest_job, make_plan
+
+    if (config is None) == (study is None):
+        raise HpoError("give either --config FILE or --study STUDY")
+    if config is not None:
+        job = load_job(config, environment=env, settings=settings or ())
+    else:
+        job = largest_job(_define(str(study), env, settings or []))
+    show.plan(make_plan(job, hardware_or(gpus, job)), as_json=as_json)
+
+
+@app.command()
 def dashboard(
     study: Annotated[str | None, typer.Option("--study", help="The study whose storage to open.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8080,

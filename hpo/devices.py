@@ -18,6 +18,10 @@ class Hardware:
     gpus: tuple[str, ...]
     cores: int
 
+    def memory_bytes(self, gpus: tuple[str, ...]) -> int:
+        """Of the smallest of `gpus`."""
+        return min(_memory_bytes(gpu) for gpu in gpus)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
@@ -109,6 +113,20 @@ def _visible_gpus() -> tuple[str, ...]:
     # As CUDA does it: nothing from the first invalid entry on. UUIDs (GPU-..., MIG-...) are taken at their word.
     valid = itertools.takewhile(lambda part: part in every or part.startswith(("GPU-", "MIG-")), listed)
     return tuple(valid) if every else ()
+
+
+def _memory_bytes(gpu: str) -> int:
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        if gpu.isdecimal():
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(gpu))
+        else:
+            handle = pynvml.nvmlDeviceGetHandleByUUID(gpu)
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def _count_gpus() -> int:

@@ -27,6 +27,7 @@ from hpo.events import (
     TrialStarted,
     TrialState,
 )
+from hpo.memory_check import CONSTRAINT, MemoryCheck
 from hpo.pruning import Pruner, StepAxis
 from hpo.storage import artifact_store
 from hpo.study import (
@@ -66,6 +67,7 @@ class Sweep:
         self._started = 0.0
         self._axis = StepAxis(definition.max_epochs)
         self._failures: list[Failure | None] = []
+        self._memory = MemoryCheck(lambda text: listen(Notice(message=text)))
         self.hopeless: Failure | None = None
         """Why the sweep gave up, when it did."""
 
@@ -167,6 +169,8 @@ class Sweep:
         config = config.with_values({"cross_validation.split_id": split_id})
         folder = trial_folder(self._study, trial.number)
         self._keep_config(trial, config, folder)
+        if too_large := self._too_large(trial, config):
+            return FoldScores(scores=(), stopped=too_large, split_id=split_id)
         maximize = objective.direction == "maximize"
         pruner = Pruner(self._study, self._definition.config.stopping, self._axis, maximize=maximize)
         values: dict[int, float] = {}
@@ -179,6 +183,14 @@ class Sweep:
 
         label = JobLabel(study=self._study.study_name, trial=trial.number)
         return evaluate_folds(config, folder, label, objective.metric, on_epoch, self._listen)
+
+    def _too_large(self, trial: optuna.Trial, config: JobConfig) -> str:
+        """Why `config` will not fit its devices; the sampler learns it as a violated constraint."""
+        found = self._memory.overshoot(config)
+        if found is None:
+            return ""
+        trial.set_constraint(CONSTRAINT, found[0])
+        return found[1] if found[0] > 0 else ""
 
     def _keep_config(self, trial: optuna.Trial, config: JobConfig, folder: Path) -> None:
         """The resolved configuration beside the folds, and as an artifact that optuna-dashboard shows."""

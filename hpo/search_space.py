@@ -18,12 +18,15 @@ from pydantic import ValidationError
 
 from hpo.study_config import ParameterConfig, Scalar
 from training.config import JobConfig, KeyPath, Layer, assign, flatten, problems_of, suggestion
+from training.config.schema import LoraConfig
 from training.errors import Problem
 
 Space = Mapping[str, ParameterConfig]
 
 VOLATILE = ("distributed.", "output.", "data.num_workers")
 """Keys that say where and how a job runs, not what it computes: a study may go on with other ones."""
+SEARCHABLE = ("distributed.strategy", "distributed.sync_batchnorm")
+"""But these may be searched."""
 MAX_GRID = 100_000
 """Points of a grid; Optuna keeps them all in memory."""
 
@@ -108,16 +111,20 @@ def _grid_values(name: str, parameter: ParameterConfig) -> Sequence[Any]:
     return [float(first + index * step) for index in range(count)]
 
 
+_ADAPTERS = dict(flatten({"lora": LoraConfig().model_dump()}))
+"""Keys of the one block that is null unless it is asked for; a sampled key of it asks."""
+
+
 def space_problems(space: Space, job: JobConfig, layer: Layer) -> list[Problem]:
     """Everything wrong with `space` against the job it changes; `layer` says where each parameter stands."""
-    known = dict(flatten(job.model_dump()))
+    known = {**_ADAPTERS, **dict(flatten(job.model_dump()))}
     problems: list[Problem] = []
     for name, parameter in space.items():
         place = layer.place_of((name,))
         if name not in known:
             message = f"{name} is not in the configuration{suggestion(name, known)}"
             problems.append(Problem(place=place, message=message))
-        elif name.startswith(VOLATILE):
+        elif name.startswith(VOLATILE) and name not in SEARCHABLE:
             message = f"{name} cannot be searched: it says where or how a job runs, not what it computes"
             problems.append(Problem(place=place, message=message))
         elif name.startswith("cross_validation."):

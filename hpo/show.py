@@ -17,6 +17,8 @@ from typing import Any
 from hpo.console import clean, number
 from hpo.definition import StudyDefinition
 from hpo.devices import Placement
+from hpo.plan import Plan, as_yaml, gib
+from hpo.plan import name as row_name
 from hpo.preflight import Check
 from hpo.report import BestTrial, StudyStatus
 from hpo.train_best import Trained
@@ -146,6 +148,28 @@ def valid(definition: StudyDefinition, placement: Placement, *, as_json: bool, a
     for notice in placement.notices:
         print(f"note: {notice}", file=sys.stderr)
     _print_next(f"hpo sweep {again}")
+
+
+def plan(found: Plan, *, as_json: bool) -> None:
+    """What each way of running a job takes of a GPU, the one to take, and what to write for it."""
+    if as_json:
+        return _print_json({**asdict(found), "usable_bytes": found.gpus.usable_bytes})
+    gpus = f"{found.gpus.count} GPU(s) of {gib(found.gpus.memory_bytes)}, {gib(found.gpus.usable_bytes)} of each usable"
+    table: list[tuple[str, ...]] = [
+        ("per GPU", "peak", "parameters", "gradients", "optimizer", "activations", "micro-batches", "")
+    ]
+    for row in found.rows:
+        sizes = (row.parameters_bytes, row.gradients_bytes, row.optimizer_bytes, row.activations_bytes)
+        micro_batches = f"{row.num_micro_batches} x {row.micro_batch_size}"
+        verdict = "fits" if row.fits else "too large"
+        table.append((row_name(row), gib(row.peak_bytes), *map(gib, sizes), micro_batches, verdict))
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    print(f"\n{gpus}\n")
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print(f"\ntake: {row_name(found.recommended) if found.recommended else 'none of these'}; {found.reason}")
+    if found.changes:
+        print(f"\n{as_yaml(found.changes)}")
 
 
 def check_text(check: Check) -> str:

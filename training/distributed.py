@@ -96,7 +96,12 @@ class DistributedContext(RunContext):
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         ids = [self.device.index] if self.device.type == "cuda" else None
         unused = self.config.find_unused_parameters
-        return DistributedDataParallel(model.to(self.device), device_ids=ids, find_unused_parameters=unused)
+        return DistributedDataParallel(
+            model.to(self.device),
+            device_ids=ids,
+            find_unused_parameters=unused,
+            gradient_as_bucket_view=True,  # or each gradient is there twice
+        )
 
     def no_sync(self, parallel: nn.Module) -> AbstractContextManager[None]:
         """Skip the gradient all-reduce inside this block."""

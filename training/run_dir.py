@@ -90,6 +90,35 @@ class Finding:
         return f"{self.key}: {self.message}; {self.advice}"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanRequest:
+    """What a plan is to be made for."""
+
+    memory_bytes: int
+    """What a job may take of each device."""
+    world_size: int
+    every_way: bool = True
+    """All strategies, or the configuration as it is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanRow:
+    """One way to run a job, and what it takes of each device at its peak. The parts add up to it."""
+
+    strategy: str
+    world_size: int
+    gradient_checkpointing: bool
+    cpu_offload: bool
+    micro_batch_size: int
+    num_micro_batches: int
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    peak_bytes: int
+    fits: bool
+
+
 class RunDir:
     """Every path of one run."""
 
@@ -101,6 +130,7 @@ class RunDir:
         self.result = self.path / "result.json"
         self.error = self.path / "error.json"
         self.findings = self.path / "findings.jsonl"
+        self.plan = self.path / "plan.json"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.logs = self.path / "logs"
@@ -133,7 +163,7 @@ class RunDir:
         else:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             self.metrics.unlink(missing_ok=True)
-        for leftover in (self.stop, self.result, self.error, self.findings):
+        for leftover in (self.stop, self.result, self.error, self.findings, self.plan):
             leftover.unlink(missing_ok=True)
         write_atomically(self.config, dump_yaml(config.model_dump()).encode())
 
@@ -177,6 +207,12 @@ class RunDir:
         """What there is to tell of the job. Raises DataError when it is damaged."""
         text = self.findings.read_text(encoding="utf-8") if self.findings.exists() else ""
         return _decode(self.findings, lambda: [Finding(**json.loads(line)) for line in text.splitlines()])
+
+    def load_plan(self) -> list[PlanRow] | None:
+        """The plan of this job, or None when there is none. Raises DataError when it is damaged."""
+        if not self.plan.exists():
+            return None
+        return _decode(self.plan, lambda: [PlanRow(**row) for row in json.loads(self.plan.read_bytes())])
 
     def forget_after(self, epoch: int) -> None:
         """Drop the records of epochs that a job resuming after `epoch` epochs will repeat, and a cut-off line."""

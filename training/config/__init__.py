@@ -17,6 +17,7 @@ from training.config.layers import (
     validate,
 )
 from training.config.schema import TASK_METRICS, CrossValidationConfig, DistributedConfig, JobConfig, Section
+from training.config.size import parse_size
 from training.config.source import KeyPath, Layer, dump_yaml, parse_layer, read_layer
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "nested",
     "options_layer",
     "parse_layer",
+    "parse_size",
     "problems_of",
     "read_layer",
     "settings_layer",

@@ -204,6 +204,10 @@ def _message(details: list[ErrorDetails], path: KeyPath, model: type[BaseModel])
         return f"{dotted} is required"
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
+    own_rules = [str(alternative["ctx"]["error"]) for alternative in details if alternative["type"] == "value_error"]
+    if own_rules:
+        words = [alternative["ctx"]["expected"] for alternative in details if alternative["type"] == "literal_error"]
+        return f"{dotted}: {', or '.join([*own_rules, *words])}"
     first, *others = dict.fromkeys(_rule(alternative) for alternative in details)
     alternatives = [first, *(rule.removeprefix("must be ") for rule in others)]
     rule = " or ".join([", ".join(alternatives[:-1]), alternatives[-1]]) if others else first

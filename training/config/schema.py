@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from training.config.batch import BatchPlan, plan_batch
+from training.config.size import Size
 
 _OWN_TASK = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -211,6 +212,9 @@ class DistributedConfig(Section):
     graph per step."""
     cpu_offload: bool = False
     """fsdp keeps weights and optimizer in host memory between their uses: slow, but fits far more."""
+    memory_limit: Literal["auto", "off"] | Size = "auto"
+    """Of one device, such as 20GB. A search does not launch what is predicted to take more; `auto` is what a GPU has,
+    and no limit on a CPU; `off` does not predict."""
     threads_per_rank: Literal["auto"] | PositiveInt = "auto"
     """CPU threads of a rank; `auto` shares the cores. Small models are steadier, and on a busy machine faster, with 1.
     On a CPU the last bits of a result depend on it."""

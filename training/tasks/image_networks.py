@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import Field, ValidationError
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
@@ -99,7 +99,7 @@ def _build(description: dict[str, Any]) -> SmallNetwork:
 
 def _mlp(settings: SmallNetworkConfig, shape: tuple[int, ...], num_classes: int) -> Iterator[nn.Module]:
     yield nn.Flatten()
-    width = int(torch.tensor(shape).prod())
+    width = math.prod(shape)
     for _ in range(settings.num_hidden_layers):
         yield from (nn.Linear(width, settings.hidden_size), nn.ReLU(), nn.Dropout(settings.dropout))
         width = settings.hidden_size

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +18,7 @@ from training.config import JobConfig, suggestion
 from training.config.schema import LoraConfig, ModelConfig
 from training.errors import ConfigError, Problem
 
+_WITH_WEIGHTS = ContextVar("with_weights", default=True)
 WEIGHTS = {".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".onnx"}
 
 
@@ -76,9 +80,12 @@ def _build(auto_class: Any, config: ModelConfig, required: dict[str, Any]) -> Pr
     if config.pretrained is not None:
         source = locate(config.pretrained)
         _check_keys(extra, AutoConfig.from_pretrained(source))
-        network: PreTrainedModel = auto_class.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, **{**extra, **required}
-        )
+        network: PreTrainedModel
+        if _WITH_WEIGHTS.get():
+            how = {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": True}
+            network = auto_class.from_pretrained(source, **how, **{**extra, **required})
+        else:
+            network = auto_class.from_config(AutoConfig.from_pretrained(source, **{**extra, **required}))
         return network
     try:
         settings = AutoConfig.for_model(config.architecture)
@@ -91,6 +98,16 @@ def _build(auto_class: Any, config: ModelConfig, required: dict[str, Any]) -> Pr
     except ValueError as error:
         raise _problem("architecture", f"{config.architecture} does not fit: {error}") from error
     return network
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """Inside the block, pretrained networks are built but their weights are not read: for a look at their shapes."""
+    token = _WITH_WEIGHTS.set(False)
+    try:
+        yield
+    finally:
+        _WITH_WEIGHTS.reset(token)
 
 
 def class_names(classes: list[str]) -> dict[str, Any]:

@@ -1,0 +1,202 @@
+"""What a job will take of each GPU, before there is one: predicted per strategy, with the one to take.
+
+The prediction is made by ``training.planning`` in a process of its own; nothing is trained and no GPU is touched.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hpo.definition import StudyDefinition
+from hpo.devices import Hardware, Placement, detect_hardware, place
+from hpo.errors import DeviceError, HpoError
+from hpo.launchers.processes import environment
+from training.config import JobConfig, dump_yaml, parse_size
+from training.errors import ConfigError, Failure, FailureKind, TrainingError
+from training.run_dir import PlanRequest, PlanRow, RunDir
+
+CONTEXT_BYTES = 600 * 2**20
+"""Of each GPU, outside torch's allocator: CUDA's context and NCCL's buffers (about half a GiB on current drivers)."""
+USABLE = 0.95
+"""Of the rest: the allocator cannot use every gap."""
+COMFORTABLE = 8
+"""Samples of a micro-batch below which a GPU is mostly idle."""
+MAX_CANDIDATES = 8
+"""Configurations of a search space among which the largest is looked for."""
+ALONE = Placement(world_size=1, gpus=(), threads_per_rank=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpus:
+    """The devices to plan for."""
+
+    count: int
+    memory_bytes: int
+
+    @property
+    def usable_bytes(self) -> int:
+        """What a job may take of each."""
+        return int(USABLE * (self.memory_bytes - CONTEXT_BYTES))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The ways to run a job, and which to take."""
+
+    gpus: Gpus
+    rows: list[PlanRow]
+    recommended: PlanRow | None
+    reason: str
+    changes: dict[str, Any]
+    """What to write into the configuration for it, by dotted key."""
+
+
+def parse_gpus(text: str) -> Gpus:
+    """``4x24GB``, or ``24GB`` for one. Raises HpoError."""
+    match = re.fullmatch(r"(?:(\d+)\s*x\s*)?(\S+)", text.strip())
+    try:
+        if match is not None and int(match[1] or 1) > 0:
+            return Gpus(count=int(match[1] or 1), memory_bytes=parse_size(match[2]))
+    except ValueError:
+        pass
+    raise HpoError(f"--gpus {text}: must read like 4x24GB or 16GB")
+
+
+def gpus_here(config: JobConfig, hardware: Hardware) -> Gpus:
+    """Those that a job of `config` would get on this machine. Raises DeviceError when there is none."""
+    if not hardware.gpus or config.distributed.accelerator == "cpu":
+        raise DeviceError("there is no GPU here to plan for; name some: --gpus 4x24GB")
+    placement = place(config.distributed, hardware)
+    return Gpus(count=placement.world_size, memory_bytes=hardware.memory_bytes(placement.gpus))
+
+
+def make_plan(config: JobConfig, gpus: Gpus) -> Plan:
+    """Every way to run `config` on `gpus`. Raises ConfigError, or TrainingError when the model cannot be traced."""
+    rows = predict(config, PlanRequest(memory_bytes=gpus.usable_bytes, world_size=gpus.count))
+    chosen, reason = recommend(rows, config, gpus)
+    return Plan(gpus=gpus, rows=rows, recommended=chosen, reason=reason, changes=_changes(chosen, config))
+
+
+def recommend(rows: list[PlanRow], config: JobConfig, gpus: Gpus) -> tuple[PlanRow | None, str]:
+    """The first way, from the fastest on, that fits with micro-batches which keep a GPU busy."""
+    together = [row for row in rows if row.world_size == gpus.count] or rows
+    fitting = [row for row in together if row.fits]
+    if not fitting:
+        smallest = min(together, key=lambda row: row.peak_bytes)
+        short = gib(smallest.peak_bytes - gpus.usable_bytes)
+        return None, f"even {name(smallest)} is {short} too large; take more or larger GPUs, lora, or a smaller model"
+    busy = [row for row in fitting if row.num_micro_batches == 1 or row.micro_batch_size >= COMFORTABLE]
+    chosen = (busy or fitting)[0]
+    skipped = together[: together.index(chosen)]
+    room = f"leaves {gib(gpus.usable_bytes - chosen.peak_bytes)} free"
+    if not skipped:
+        return chosen, f"the simplest way fits, and {room}"
+    return chosen, f"{name(skipped[-1])} takes {gib(skipped[-1].peak_bytes)} of {gib(gpus.usable_bytes)}; this {room}"
+
+
+def name(row: PlanRow) -> str:
+    """``fsdp, checkpointing``."""
+    extras = {"checkpointing": row.gradient_checkpointing, "cpu offload": row.cpu_offload}
+    strategy = "one GPU" if row.strategy == "none" else row.strategy
+    return ", ".join([strategy, *(extra for extra, is_on in extras.items() if is_on)])
+
+
+def gib(num_bytes: int) -> str:
+    """``1.94 GiB``."""
+    return f"{num_bytes / 2**30:.2f} GiB"
+
+
+def _changes(row: PlanRow | None, config: JobConfig) -> dict[str, Any]:
+    if row is None:
+        return {}
+    changes: dict[str, Any] = {"distributed.strategy": row.strategy}
+    if row.world_size > 1:
+        changes["distributed.devices"] = row.world_size
+    if row.cpu_offload:
+        changes["distributed.cpu_offload"] = True
+    if row.gradient_checkpointing != config.training.gradient_checkpointing:
+        changes["training.gradient_checkpointing"] = row.gradient_checkpointing
+    own = config.batch_plan(row.world_size)
+    if (own.micro_batch_size, own.num_micro_batches) != (row.micro_batch_size, row.num_micro_batches):
+        changes |= {"training.accumulate_grad_batches": "auto", "training.max_micro_batch_size": row.micro_batch_size}
+    return changes
+
+
+def as_yaml(changes: dict[str, Any]) -> str:
+    """Dotted keys as the blocks they stand in."""
+    blocks: dict[str, dict[str, Any]] = {}
+    for key, value in changes.items():
+        section, _, leaf = key.partition(".")
+        blocks.setdefault(section, {})[leaf] = value
+    return dump_yaml(blocks).rstrip()
+
+
+def predict(config: JobConfig, request: PlanRequest) -> list[PlanRow]:
+    """What ``training.planning`` finds. Raises ConfigError or TrainingError, with what the process says."""
+    with tempfile.TemporaryDirectory(prefix="hpo-plan-") as folder:
+        run_dir = RunDir(Path(folder))
+        run_dir.prepare(config)
+        command = [sys.executable, "-m", "training.planning", folder, json.dumps(asdict(request))]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment(ALONE, "plan"), check=False)
+        rows, failure = run_dir.load_plan(), run_dir.load_error()
+    if rows is not None:
+        return rows
+    failure = failure or Failure(kind=FailureKind.LAUNCH, message=f"the planning ended with status {done.returncode}")
+    raise TrainingError(f"this job cannot be planned: {failure.message}")
+
+
+def largest_job(definition: StudyDefinition) -> JobConfig:
+    """The configuration of the search space that takes most memory, of those with the largest numbers.
+
+    Choices that are no numbers are tried in every combination, up to `MAX_CANDIDATES`. Raises ConfigError.
+    """
+    jobs, refused = [], []
+    for params in itertools.islice(_extremes(definition), MAX_CANDIDATES):
+        try:
+            jobs.append(definition.trial_config(params))
+        except ConfigError as error:  # some values do not go together
+            refused.append(error)
+    if not jobs:
+        raise refused[0]
+    distinct = list({memory_key(job): job for job in jobs}.values())
+    if len(distinct) == 1:
+        return distinct[0]
+    alone = PlanRequest(memory_bytes=sys.maxsize, world_size=1, every_way=False)
+    return max(distinct, key=lambda job: predict(job, alone)[0].peak_bytes)
+
+
+def _extremes(definition: StudyDefinition) -> Iterator[dict[str, Any]]:
+    space = definition.config.search_space
+    options: list[list[Any]] = []
+    for parameter in space.values():
+        choices = list(parameter.choice or ())
+        numbers = [choice for choice in choices if isinstance(choice, (int, float)) and not isinstance(choice, bool)]
+        if parameter.bounds:
+            options.append([parameter.bounds[1]])
+        else:
+            options.append([max(numbers)] if len(numbers) == len(choices) else choices)
+    for values in itertools.product(*options):
+        yield dict(zip(space, values, strict=True))
+
+
+def memory_key(config: JobConfig) -> str:
+    """The part of a configuration that its memory depends on."""
+    values = config.model_dump(exclude={"seed", "scheduler", "cross_validation", "output"})
+    values["optimizer"] = {"name": config.optimizer.name, "momentum": config.optimizer.momentum > 0}
+    for key in ("epochs", "log_every_n_steps", "max_grad_norm"):
+        del values["training"][key]
+    return json.dumps(values, sort_keys=True)
+
+
+def hardware_or(text: str | None, config: JobConfig) -> Gpus:
+    """The GPUs that ``--gpus`` names, or those of this machine. Raises HpoError."""
+    return parse_gpus(text) if text is not None else gpus_here(config, detect_hardware())
