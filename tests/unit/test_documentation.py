@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from hpo.definition import load_definition, load_job
+from training.config import JobConfig, flatten
+from training.config.schema import LoraConfig
 
 CHECKOUT = Path(__file__).parents[2]
 PAGES = sorted([*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/*.md")])
@@ -46,6 +48,15 @@ def test_every_page_is_in_the_index() -> None:
     assert [
         page.name for page in (CHECKOUT / "docs").glob("*.md") if page.name not in index and page.stem != "index"
     ] == []
+
+
+def test_the_guide_names_only_keys_that_exist() -> None:
+    known = {key for key, _ in flatten(JobConfig().model_dump())} | {f"lora.{key}" for key in LoraConfig.model_fields}
+    sections = "|".join(sorted({key.partition(".")[0] for key in known if "." in key}))
+    text = (CHECKOUT / "docs" / "distributed-training.md").read_text()
+    named = {f"{section}.{key}" for section, key in re.findall(rf"(?<![\w/])({sections})\.([a-z_]+)", text)}
+    assert len(named) > 10
+    assert named - known == set()
 
 
 @pytest.mark.parametrize("path", sorted(CHECKOUT.glob("config/examples/*")), ids=lambda path: path.name)
