@@ -429,9 +429,11 @@ def _require_buildable(definition: StudyDefinition, study: str) -> None:
 
 
 def _require_complete(trained: Trained) -> None:
-    from hpo.show import failure_text
+    from hpo.show import USER_MISTAKES, failure_text
 
     failure = trained.result.failure
+    if failure is not None and failure.kind in USER_MISTAKES:
+        _exit(2, f"error: {failure.message}\nlogs: {trained.result.run_dir.logs}")
     if failure is not None:
         _exit(1, f"the training failed: {failure_text(failure)}\nlogs: {trained.result.run_dir.logs}")
 

@@ -74,8 +74,8 @@ def _placed(definition: StudyDefinition, failure: Failure) -> Failure:
     if failure.kind not in (FailureKind.CONFIG, FailureKind.DATA):
         return failure
     lines = failure.message.splitlines()
-    keys = [line.partition(":")[0] for line in lines]
-    places = [_place_of(definition, key) if re.fullmatch(r"[a-z_]+(\.\w+)+", key) else "" for key in keys]
+    keys = [re.match(r"[a-z_]+(\.\w+)+(?=[: ])", line) for line in lines]
+    places = [_place_of(definition, key[0]) if key else "" for key in keys]
     message = "\n".join(f"{place}: {line}" if place else line for place, line in zip(places, lines, strict=True))
     return replace(failure, message=message)
 

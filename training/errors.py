@@ -46,7 +46,8 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.message}"
+        is_named = self.message.startswith(self.place)
+        return self.message if is_named else f"{self.place}: {self.message}"
 
 
 class ConfigError(TrainingError):

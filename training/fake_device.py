@@ -99,6 +99,8 @@ class _NoData(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if _returns_nothing(func):
+            return None
         if _works_in_place(func):
             return args[0]
         if func is aten._local_scalar_dense.default:
@@ -127,6 +129,12 @@ class _NoDataOnCuda(_NoData):  # type: ignore[no-untyped-call]
         if func is aten._to_copy.default and device == CUDA and _is_already_there(args[0], kwargs):
             return aten.alias.default(args[0])
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+@functools.cache
+def _returns_nothing(func: Any) -> bool:
+    """Whether `func` only writes to lists of tensors, as fused optimizers do (SGD's is not known to FakeTensorMode)."""
+    return not func._schema.returns and func._schema.name.endswith("_")
 
 
 @functools.cache

@@ -57,12 +57,16 @@ def plan(config: JobConfig, request: PlanRequest) -> Iterator[PlanRow]:
 
     task = load_task(config.task)
     data = task.prepare(config)
+    seen: set[tuple[str, int]] = set()
     for strategy, changes in WAYS if request.every_way else [(_strategy(config, request), {})]:
         world_size = 1 if strategy == "none" else request.world_size
         if world_size == 1 and strategy != "none":
             continue
         tried = config.with_values({"distributed.strategy": strategy, **changes})
-        yield _smaller_until_it_fits(task, data, tried, request, world_size)
+        row = _smaller_until_it_fits(task, data, tried, request, world_size)
+        if (row.strategy, row.peak_bytes) not in seen:  # as when there are no layers to checkpoint
+            seen.add((row.strategy, row.peak_bytes))
+            yield row
 
 
 def _strategy(config: JobConfig, request: PlanRequest) -> str:

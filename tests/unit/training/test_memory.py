@@ -282,6 +282,15 @@ def test_offloading_leaves_nothing_on_the_device_but_activations() -> None:
     assert step.activations_bytes > LAYERS * ACTIVATION
 
 
+@pytest.mark.parametrize(("momentum", "states"), [(0.9, 1), (0.0, 0)])
+def test_sgd_keeps_a_momentum_per_parameter_or_nothing(momentum: float, states: int) -> None:
+    def sgd(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum, fused=True)
+
+    step = trace_step(stack, sgd, rows())
+    assert step.optimizer_bytes == states * step.parameters_bytes
+
+
 def test_under_ddp_all_gradients_are_there_when_activations_are_at_their_most() -> None:
     step = trace_step(stack, adamw, rows())
     held = step.parameters_bytes + step.gradients_bytes + step.optimizer_bytes + step.workspace_bytes
