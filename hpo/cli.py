@@ -223,7 +223,9 @@ def validate(
     check = check_jobs(definition)
     if check.failures:
         _exit(2, f"error: {study}: {show.check_text(check)}")
-    show.valid(definition, placement, as_json=as_json, again=_again(study, env, settings, None))
+    typed = [part for setting in settings or () for part in ("--set", setting)]
+    again = shlex.join(["--study", study, *(["--env", env] if env else []), *typed])
+    show.valid(definition, placement, as_json=as_json, again=again)
 
 
 @app.command()
