@@ -221,7 +221,7 @@ class ArrayDataset(Dataset[Batch]):
     """Rows of memory-mapped arrays, fetched a batch at a time."""
 
     def __init__(self, arrays: dict[str, np.ndarray], indices: np.ndarray) -> None:
-        self._arrays = arrays
+        self._arrays = {name: np.asarray(array) for name, array in arrays.items()}  # np.memmap is slow to index
         self._indices = indices
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ is carried through the encoder chunk by chunk (gradient cache, Gao et al. 2021, 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -38,22 +39,27 @@ def _accumulated(
     model: TrainingModule, parallel: nn.Module, batches: Sequence[Batch], context: RunContext, scale: Scale
 ) -> Tensor:
     """Micro-batches one after the other; ranks meet in the backward of the last one."""
+    shares = _shares(model, batches, context)
     losses = []
-    for index, (batch, share) in enumerate(zip(batches, _shares(model, batches, context), strict=True)):
+    for index, batch in enumerate(batches):
         with _sync_on(index == len(batches) - 1, context, parallel):
             with context.precision.autocast():
                 output = parallel(batch)
-            loss = share * (model.contrast(output, context) if isinstance(model, ContrastiveModule) else output)
+            loss = model.contrast(output, context) if isinstance(model, ContrastiveModule) else output
+            loss = loss if shares is None else shares[index] * loss
             scale(loss).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
-    return torch.stack(losses).sum()
+    return functools.reduce(torch.add, losses)
 
 
-def _shares(model: TrainingModule, batches: Sequence[Batch], context: RunContext) -> Sequence[Tensor | float]:
-    """What each micro-batch's mean counts for. Ranks average gradients, so the shares of all ranks sum to world_size.
+def _shares(model: TrainingModule, batches: Sequence[Batch], context: RunContext) -> Sequence[Tensor | float] | None:
+    """What each micro-batch's mean counts for; None when one is all there is, and nothing need wait for its weight.
 
-    Without this, sequences of unlike lengths would count differently on one rank than on two.
+    Ranks average gradients, so the shares of all ranks sum to world_size. Without this, sequences of unlike lengths
+    would count differently on one rank than on two.
     """
+    if len(batches) == context.world_size == 1:
+        return None
     weights = [model.weight(batch) for batch in batches]
     if weights[0] is None:
         return [1.0 / len(batches)] * len(batches)
