@@ -217,11 +217,16 @@ def build_loaders(data: PreparedData, config: JobConfig, context: RunContext, co
     )
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on `device`."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
 class ArrayDataset(Dataset[Batch]):
     """Rows of memory-mapped arrays, fetched a batch at a time."""
 
     def __init__(self, arrays: dict[str, np.ndarray], indices: np.ndarray) -> None:
-        self._arrays = arrays
+        self._arrays = {name: np.asarray(array) for name, array in arrays.items()}  # np.memmap is slow to index
         self._indices = indices
 
     def __len__(self) -> int:

@@ -8,12 +8,13 @@ is carried through the encoder chunk by chunk (gradient cache, Gao et al. 2021, 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from training.data import Batch
+from training.data import Batch, to_device
 from training.distributed import RunContext
 from training.tasks.task import ContrastiveModule, Representations, TrainingModule
 
@@ -26,8 +27,8 @@ def backward(
 ) -> Tensor:
     """Add the gradient of the mean loss over the ranks' `batches` to ``model``'s parameters. All ranks.
 
-    `parallel` is what ``context.wrap`` made of `model`. Returns this rank's part of the loss; the mean over the ranks
-    is the loss of the global batch.
+    The batches are on the CPU and go to the device one at a time; `parallel` is what ``context.wrap`` made of `model`.
+    Returns this rank's part of the loss: its mean over the ranks is the loss of the global batch.
     """
     if isinstance(model, ContrastiveModule) and model.cache_gradients and len(batches) > 1:
         return _cached(model, parallel, batches, context, scale)
@@ -38,28 +39,33 @@ def _accumulated(
     model: TrainingModule, parallel: nn.Module, batches: Sequence[Batch], context: RunContext, scale: Scale
 ) -> Tensor:
     """Micro-batches one after the other; ranks meet in the backward of the last one."""
+    shares = _shares(model, batches, context)
     losses = []
-    for index, (batch, share) in enumerate(zip(batches, _shares(model, batches, context), strict=True)):
+    for index, batch in enumerate(batches):
         with _sync_on(index == len(batches) - 1, context, parallel):
             with context.precision.autocast():
-                output = parallel(batch)
-            loss = share * (model.contrast(output, context) if isinstance(model, ContrastiveModule) else output)
+                output = parallel(to_device(batch, context.device))
+            loss = model.contrast(output, context) if isinstance(model, ContrastiveModule) else output
+            loss = loss if shares is None else shares[index] * loss
             scale(loss).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
-    return torch.stack(losses).sum()
+    return functools.reduce(torch.add, losses)
 
 
-def _shares(model: TrainingModule, batches: Sequence[Batch], context: RunContext) -> Sequence[Tensor | float]:
-    """What each micro-batch's mean counts for. Ranks average gradients, so the shares of all ranks sum to world_size.
+def _shares(model: TrainingModule, batches: Sequence[Batch], context: RunContext) -> Sequence[float] | None:
+    """What each micro-batch's mean counts for; None when one is all there is, and nothing need wait for its weight.
 
-    Without this, sequences of unlike lengths would count differently on one rank than on two.
+    Ranks average gradients, so the shares of all ranks sum to world_size. Without this, sequences of unlike lengths
+    would count differently on one rank than on two.
     """
+    if len(batches) == context.world_size == 1:
+        return None
     weights = [model.weight(batch) for batch in batches]
     if weights[0] is None:
         return [1.0 / len(batches)] * len(batches)
     stacked = torch.stack([weight for weight in weights if weight is not None])
-    total = context.sum({"weight": stacked.sum()})["weight"].to(stacked.device, torch.float32)
-    return list((stacked * context.world_size / total).unbind())
+    total = context.sum({"weight": stacked.sum()})["weight"].item()
+    return [weight * context.world_size / total for weight in stacked.tolist()]
 
 
 def _cached(
@@ -70,7 +76,7 @@ def _cached(
     for batch in batches:
         states.append(_RandomState(context.device))
         with torch.no_grad(), context.precision.autocast():
-            chunks.append(Representations(*model(batch)))
+            chunks.append(Representations(*model(to_device(batch, context.device))))
     first, second, sharpness = zip(*chunks, strict=True)
     whole = Representations(torch.cat(first), torch.cat(second), sharpness[0])
     leaves = Representations(*(tensor.detach().requires_grad_() for tensor in whole))
@@ -81,7 +87,7 @@ def _cached(
         is_last = index == len(batches) - 1
         with _sync_on(is_last, context, parallel):
             with state.replayed(), context.precision.autocast():
-                again = Representations(*parallel(batch))
+                again = Representations(*parallel(to_device(batch, context.device)))
             # The same number in every chunk, so its gradient goes through one of them.
             pull = (again.sharpness * gradients[2]).sum() * float(is_last)
             for representation, gradient in zip(again[:2], rows, strict=True):

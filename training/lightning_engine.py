@@ -79,6 +79,10 @@ class Module(LightningModule):
         """The optimizer that the native loop built."""
         return self.native.optimizer
 
+    def transfer_batch_to_device(self, batch: list[Batch], device: torch.device, dataloader_idx: int) -> list[Batch]:
+        """Leave them: the step takes them to the device one at a time."""
+        return batch
+
     def training_step(self, batch: list[Batch], batch_idx: int) -> None:
         """One whole optimizer step, within Lightning's own so that its ``global_step`` counts it."""
         optimizer = self.optimizers()

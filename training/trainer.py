@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from training.checkpoint import Progress, TrainingState
 from training.config import JobConfig
-from training.data import Batch, Loaders
+from training.data import Batch, Loaders, to_device
 from training.distributed import RunContext, Statistics
 from training.errors import NonFiniteLossError, TrainingError
 from training.gradients import backward
@@ -129,8 +129,9 @@ class Training:
         self.scheduler = build_scheduler(self.optimizer, config.scheduler, total_steps=total_steps)
         self.scaler = context.precision.scaler()
         self.state = TrainingState(model=model, optimizer=self.optimizer, scheduler=self.scheduler, scaler=self.scaler)
+        self.parameters = list(model.parameters())  # finding them in the modules at every step costs more than clipping
         self.at, self.lr, self.stopped = Progress(), 0.0, False
-        self.running = torch.zeros(2, device=context.device)  # sum of losses, number of steps
+        self.loss_sum, self.num_losses = torch.zeros((), device=context.device), 0  # since the last report
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if any, and say where the training starts."""
@@ -153,16 +154,15 @@ class Training:
         """The micro-batches of each optimizer step; what does not fill a step waits for another epoch's shuffle."""
         batches = iter(self.loaders.train)
         for _ in range(self.loaders.steps_per_epoch):
-            micro_batches = islice(batches, self.loaders.micro_batches_per_step)
-            yield [to_device(batch, self.context.device) for batch in micro_batches]
+            yield list(islice(batches, self.loaders.micro_batches_per_step))
 
     def optimize(self, micro_batches: list[Batch]) -> None:
         """One optimizer step."""
-        self.running[0] += backward(self.model, self.parallel, micro_batches, self.context, self.scaler.scale)
-        self.running[1] += 1
+        self.loss_sum += backward(self.model, self.parallel, micro_batches, self.context, self.scaler.scale)
+        self.num_losses += 1
         if self.config.training.max_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_grad_norm)
+            nn.utils.clip_grad_norm_(self.parameters, self.config.training.max_grad_norm)
         self.lr = float(self.scheduler.get_last_lr()[0])
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -189,8 +189,10 @@ class Training:
 
     def report_loss(self) -> None:
         """Report the mean loss since the last time, over all ranks."""
-        total, count = self.context.sum({"loss": self.running})["loss"].tolist()
-        self.running.zero_()
+        total = self.context.sum({"loss": self.loss_sum})["loss"].item()
+        count = self.num_losses * self.context.world_size
+        self.loss_sum.zero_()
+        self.num_losses = 0
         self.report(Event.TRAIN, loss=total / count, lr=self.lr)
 
     def hear_stop(self) -> None:
@@ -204,8 +206,3 @@ class Training:
                 f"the loss became {values['loss']} by step {self.at.step}; lower optimizer.lr or training.max_grad_norm"
             )
         self.reporter.report(event, step=self.at.step, epoch=self.at.epoch, values=values)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on `device`."""
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
