@@ -244,7 +244,7 @@ def plan(
     """Predict the memory each strategy takes of a GPU, and say which to use. Needs no GPU, and trains nothing."""
     from hpo import show
     from hpo.definition import load_job
-    from hpo.plan import hardware_or, largest_job, make_plan
+    from hpo.plan import gpus_for, largest_job, make_plan
 
     if (config is None) == (study is None):
         raise HpoError("give either --config FILE or --study STUDY")
@@ -252,7 +252,7 @@ def plan(
         job = load_job(config, environment=env, settings=settings or ())
     else:
         job = largest_job(_define(str(study), env, settings or []))
-    show.plan(make_plan(job, hardware_or(gpus, job)), as_json=as_json)
+    show.plan(make_plan(job, gpus_for(gpus, job)), as_json=as_json)
 
 
 @app.command()

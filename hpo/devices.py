@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from hpo.errors import DeviceError
 from training.config import DistributedConfig
@@ -21,6 +24,10 @@ class Hardware:
     def memory_bytes(self, gpus: tuple[str, ...]) -> int:
         """Of the smallest of `gpus`."""
         return min(_memory_bytes(gpu) for gpu in gpus)
+
+    def has_bfloat16(self, gpus: tuple[str, ...]) -> bool:
+        """Whether all of `gpus` multiply bfloat16; also said of none."""
+        return all(_is_ampere(gpu) for gpu in gpus)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,13 +125,27 @@ def _visible_gpus() -> tuple[str, ...]:
 def _memory_bytes(gpu: str) -> int:
     import pynvml
 
+    with _device(gpu) as handle:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+
+
+def _is_ampere(gpu: str) -> bool:
+    """Or newer."""
+    import pynvml
+
+    with _device(gpu) as handle:
+        return tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)) >= (8, 0)
+
+
+@contextlib.contextmanager
+def _device(gpu: str) -> Iterator[Any]:
+    """NVML's handle of a GPU that CUDA_VISIBLE_DEVICES would name so."""
+    import pynvml
+
     pynvml.nvmlInit()
     try:
-        if gpu.isdecimal():
-            handle = pynvml.nvmlDeviceGetHandleByIndex(int(gpu))
-        else:
-            handle = pynvml.nvmlDeviceGetHandleByUUID(gpu)
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+        by_number = gpu.isdecimal()
+        yield pynvml.nvmlDeviceGetHandleByIndex(int(gpu)) if by_number else pynvml.nvmlDeviceGetHandleByUUID(gpu)
     finally:
         pynvml.nvmlShutdown()
 

@@ -32,8 +32,13 @@ class MemoryCheck:
         return self._known[key]
 
     def _predict(self, config: JobConfig, limit_bytes: int) -> tuple[float, str] | None:
-        world_size = place(config.distributed, self._hardware).world_size
-        request = PlanRequest(memory_bytes=limit_bytes, world_size=world_size, every_way=False)
+        placement = place(config.distributed, self._hardware)
+        request = PlanRequest(
+            memory_bytes=limit_bytes,
+            world_size=placement.world_size,
+            has_bfloat16=self._hardware.has_bfloat16(placement.gpus),
+            every_way=False,
+        )
         try:
             (row,) = predict(config, request)
         except TrainingError as error:

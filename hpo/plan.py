@@ -30,8 +30,11 @@ USABLE = 0.95
 """Of the rest: the allocator cannot use every gap."""
 COMFORTABLE = 8
 """Samples of a micro-batch below which a GPU is mostly idle."""
-MAX_CANDIDATES = 8
+MAX_CANDIDATES = 16
 """Configurations of a search space among which the largest is looked for."""
+SMALLER_TAKES_MORE = {"training.accumulate_grad_batches", "model.patch_size"}
+"""Parameters whose lowest value is the one to plan for."""
+TIMEOUT_S = 600
 ALONE = Placement(world_size=1, gpus=(), threads_per_rank=1)
 
 
@@ -41,6 +44,8 @@ class Gpus:
 
     count: int
     memory_bytes: int
+    has_bfloat16: bool = True
+    """As since Ampere; assumed of GPUs that are only named."""
 
     @property
     def usable_bytes(self) -> int:
@@ -76,17 +81,22 @@ def gpus_here(config: JobConfig, hardware: Hardware) -> Gpus:
     if not hardware.gpus or config.distributed.accelerator == "cpu":
         raise DeviceError("there is no GPU here to plan for; name some: --gpus 4x24GB")
     placement = place(config.distributed, hardware)
-    return Gpus(count=placement.world_size, memory_bytes=hardware.memory_bytes(placement.gpus))
+    return Gpus(
+        count=placement.world_size,
+        memory_bytes=hardware.memory_bytes(placement.gpus),
+        has_bfloat16=hardware.has_bfloat16(placement.gpus),
+    )
 
 
 def make_plan(config: JobConfig, gpus: Gpus) -> Plan:
     """Every way to run `config` on `gpus`. Raises ConfigError, or TrainingError when the model cannot be traced."""
-    rows = predict(config, PlanRequest(memory_bytes=gpus.usable_bytes, world_size=gpus.count))
-    chosen, reason = recommend(rows, config, gpus)
+    request = PlanRequest(memory_bytes=gpus.usable_bytes, world_size=gpus.count, has_bfloat16=gpus.has_bfloat16)
+    rows = predict(config, request)
+    chosen, reason = recommend(rows, gpus)
     return Plan(gpus=gpus, rows=rows, recommended=chosen, reason=reason, changes=_changes(chosen, config))
 
 
-def recommend(rows: list[PlanRow], config: JobConfig, gpus: Gpus) -> tuple[PlanRow | None, str]:
+def recommend(rows: list[PlanRow], gpus: Gpus) -> tuple[PlanRow | None, str]:
     """The first way, from the fastest on, that fits with micro-batches which keep a GPU busy."""
     together = [row for row in rows if row.world_size == gpus.count] or rows
     fitting = [row for row in together if row.fits]
@@ -121,8 +131,8 @@ def _changes(row: PlanRow | None, config: JobConfig) -> dict[str, Any]:
     changes: dict[str, Any] = {"distributed.strategy": row.strategy}
     if row.world_size > 1:
         changes["distributed.devices"] = row.world_size
-    if row.cpu_offload:
-        changes["distributed.cpu_offload"] = True
+    if row.cpu_offload != config.distributed.cpu_offload:
+        changes["distributed.cpu_offload"] = row.cpu_offload
     if row.gradient_checkpointing != config.training.gradient_checkpointing:
         changes["training.gradient_checkpointing"] = row.gradient_checkpointing
     own = config.batch_plan(row.world_size)
@@ -146,7 +156,11 @@ def predict(config: JobConfig, request: PlanRequest) -> list[PlanRow]:
         run_dir = RunDir(Path(folder))
         run_dir.prepare(config)
         command = [sys.executable, "-m", "training.planning", folder, json.dumps(asdict(request))]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment(ALONE, "plan"), check=False)
+        try:
+            options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": environment(ALONE, "plan"), "check": False}
+            done = subprocess.run(command, timeout=TIMEOUT_S, **options)
+        except subprocess.TimeoutExpired as error:
+            raise TrainingError(f"this job cannot be planned within {TIMEOUT_S} s") from error
         rows, failure = run_dir.load_plan(), run_dir.load_error()
     if rows is not None:
         return rows
@@ -157,7 +171,7 @@ def predict(config: JobConfig, request: PlanRequest) -> list[PlanRow]:
 def largest_job(definition: StudyDefinition) -> JobConfig:
     """The configuration of the search space that takes most memory, of those with the largest numbers.
 
-    Choices that are no numbers are tried in every combination, up to `MAX_CANDIDATES`. Raises ConfigError.
+    Choices that are no numbers are tried in every combination, the first `MAX_CANDIDATES` of them. Raises ConfigError.
     """
     jobs, refused = [], []
     for params in itertools.islice(_extremes(definition), MAX_CANDIDATES):
@@ -177,13 +191,14 @@ def largest_job(definition: StudyDefinition) -> JobConfig:
 def _extremes(definition: StudyDefinition) -> Iterator[dict[str, Any]]:
     space = definition.config.search_space
     options: list[list[Any]] = []
-    for parameter in space.values():
+    for key, parameter in space.items():
+        end = min if key in SMALLER_TAKES_MORE else max
         choices = list(parameter.choice or ())
         numbers = [choice for choice in choices if isinstance(choice, (int, float)) and not isinstance(choice, bool)]
         if parameter.bounds:
-            options.append([parameter.bounds[1]])
+            options.append([end(parameter.bounds)])
         else:
-            options.append([max(numbers)] if len(numbers) == len(choices) else choices)
+            options.append([end(numbers)] if len(numbers) == len(choices) else choices)
     for values in itertools.product(*options):
         yield dict(zip(space, values, strict=True))
 
@@ -197,6 +212,6 @@ def memory_key(config: JobConfig) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def hardware_or(text: str | None, config: JobConfig) -> Gpus:
+def gpus_for(text: str | None, config: JobConfig) -> Gpus:
     """The GPUs that ``--gpus`` names, or those of this machine. Raises HpoError."""
     return parse_gpus(text) if text is not None else gpus_here(config, detect_hardware())

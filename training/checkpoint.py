@@ -74,11 +74,12 @@ class Checkpoints:
         path = folder if folder.exists() else file
         try:
             rest = _load_folder(folder, state) if folder.exists() else self._load_file(file, state)
+            state.scheduler.load_state_dict(rest["scheduler"])
+            if rest["scaler"]:  # empty when it was taken in another precision
+                state.scaler.load_state_dict(rest["scaler"])
+            return Progress(**rest["progress"])
         except Exception as error:
             raise DataError(f"{path} cannot be read ({error}); remove it to train from the start") from error
-        state.scheduler.load_state_dict(rest["scheduler"])
-        state.scaler.load_state_dict(rest["scaler"])
-        return Progress(**rest["progress"])
 
     def _load_file(self, file: Path, state: TrainingState) -> dict[str, Any]:
         saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
@@ -112,16 +113,12 @@ class ShardedCheckpoints(Checkpoints):
 
     def _load_file(self, file: Path, state: TrainingState) -> dict[str, Any]:
         """A file knows the optimizer's parameters by number; the shards need them by name."""
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
         saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        set_state_dict(
-            state.model,
-            state.optimizer,
-            model_state_dict=saved["model"],
-            optim_state_dict=_by_name(saved["optimizer"], state),
-            options=StateDictOptions(full_state_dict=True),
-        )
+        whole = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(state.model, saved["model"], options=whole)
+        _set_optimizer(state, _by_name(saved["optimizer"], state), full_state_dict=True)
         return saved
 
 
@@ -143,18 +140,32 @@ def _tensors(state: TrainingState) -> dict[str, Any]:
 
 
 def _load_folder(folder: Path, state: TrainingState) -> dict[str, Any]:
-    from torch.distributed.checkpoint.state_dict import set_state_dict
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict import set_model_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load
 
     tensors = _tensors(state)
+    saved = FileSystemReader(folder).read_metadata().state_dict_metadata
+    states = tensors["optimizer"]["state"]  # of all parameters; those that never had a gradient have none
+    kept = {
+        name: each for name, each in states.items() if any(f"optimizer.state.{name}.{key}" in saved for key in each)
+    }
+    tensors["optimizer"]["state"] = kept
     with warnings.catch_warnings():  # it warns that a single process is a single process
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         load(tensors, checkpoint_id=folder)
-    set_state_dict(
-        state.model, state.optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"]
-    )
+    set_model_state_dict(state.model, tensors["model"])
+    _set_optimizer(state, tensors["optimizer"])
     rest: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
     return rest
+
+
+def _set_optimizer(state: TrainingState, saved: dict[str, Any], *, full_state_dict: bool = False) -> None:
+    """Not strict: a parameter that never had a gradient has no state."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    options = StateDictOptions(strict=False, full_state_dict=full_state_dict)
+    set_optimizer_state_dict(state.model, state.optimizer, saved, options=options)
 
 
 def _by_name(saved: dict[str, Any], state: TrainingState) -> dict[str, Any]:

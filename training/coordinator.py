@@ -22,7 +22,7 @@ from training.reporter import RunDirReporter, SilentReporter
 from training.run_dir import RunDir
 from training.seeding import set_arithmetic
 from training.tasks import Task, TrainingModule, load_task
-from training.trainer import TrainingResult, run_training
+from training.trainer import TrainingResult, lightning_is_installed, run_training
 
 _SAID_HERE = [
     *(("distributed", key) for key in ("strategy", "devices", "num_nodes")),
@@ -99,6 +99,8 @@ class TrainingCoordinator:
             settled = settled.with_values({"output.save_model": False})
         if self.callbacks and settled.training.engine == "native":
             raise _error("callbacks", "only Lightning calls them; add engine='lightning'")
+        if self.callbacks and not lightning_is_installed():
+            raise _error("callbacks", "only Lightning calls them, and it is missing; pip install 'hpo[lightning]'")
         return settled
 
 

@@ -37,6 +37,8 @@ class RunContext:
 
     sharded = False
     """Whether each rank holds a part of the model only, and checkpoints are written by all of them together."""
+    keeps_gradients = False
+    """Whether gradients are zeroed between steps instead of freed, because they are views of a buffer that stays."""
 
     def __init__(
         self, *, rank: int = 0, world_size: int = 1, device: torch.device, precision: Precision | None = None
@@ -90,6 +92,8 @@ class RunContext:
 
 class DistributedContext(RunContext):
     """One rank of a data-parallel job (DDP)."""
+
+    keeps_gradients = True
 
     def __init__(self, *, config: DistributedConfig, **place: Any) -> None:
         super().__init__(**place)
@@ -176,13 +180,19 @@ def run_context(config: JobConfig) -> Iterator[RunContext]:
         return
     device = _device(config.distributed, local_rank=int(os.environ["LOCAL_RANK"]))
     _join(config.distributed, device)
-    yield joined_context(config, device)
+    try:
+        yield joined_context(config, device)
+    except ConfigError:  # found by all ranks alike, so that nobody waits
+        dist.destroy_process_group()
+        raise
     dist.destroy_process_group()
 
 
 def _join(config: DistributedConfig, device: torch.device) -> None:
     """Open the process group, and meet in it once."""
-    backend = "gloo" if device.type == "cpu" else "nccl" if config.backend == "auto" else config.backend
+    backend: str = "gloo" if device.type == "cpu" else "nccl" if config.backend == "auto" else config.backend
+    if config.cpu_offload and backend == "nccl":  # the norm of offloaded gradients is summed between CPUs
+        backend = "cpu:gloo,cuda:nccl"
     try:
         store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=config.timeout_s)))
         dist.init_process_group(
@@ -191,7 +201,7 @@ def _join(config: DistributedConfig, device: torch.device) -> None:
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=config.timeout_s),
-            device_id=device if device.type == "cuda" and backend == "nccl" else None,
+            device_id=device if backend.endswith("nccl") else None,
         )
         dist.all_reduce(torch.ones(1, device=device))
     except Exception as error:

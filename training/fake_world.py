@@ -36,6 +36,7 @@ def fake_world(world_size: int) -> Iterator[None]:
             for name, stand_in in _STREAMLESS.items():
                 stack.enter_context(mock.patch(f"torch.cuda.{name}", stand_in))
             stack.enter_context(mock.patch("torch.cuda.device_count", return_value=world_size))
+            stack.enter_context(mock.patch("torch.accelerator.current_stream"))
             stack.enter_context(mock.patch.object(DeviceMesh, "__init__", _with_data(DeviceMesh.__init__)))
             yield
     finally:

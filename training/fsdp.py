@@ -31,9 +31,12 @@ class ShardedContext(DistributedContext):
     """One rank of an FSDP job. The model is changed in place: every rank holds its shard of it afterwards."""
 
     sharded = True
+    keeps_gradients = False
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Shard layer by layer, then what is left (embeddings, head) as one more group. The model may be on the CPU.
+
+        In mixed precision weights are gathered in 16 bits, but for those of a module that says ``keeps_float32``.
 
         Raises ConfigError when a trained parameter has no dimension to shard along.
         """
@@ -46,12 +49,15 @@ class ShardedContext(DistributedContext):
         }
         if self.config.cpu_offload and self.device.type == "cuda":
             options["offload_policy"] = CPUOffloadPolicy()
+        for module in model.modules():
+            if getattr(module, "keeps_float32", False):
+                fully_shard(module, **{**options, "mp_policy": MixedPrecisionPolicy()})
         for layer in repeated_layers(model):
             fully_shard(layer, **options)
         fully_shard(model, **options)
         register_fsdp_forward_method(model, "evaluate")
-        for tensor in [*model.buffers(), *scalars]:
-            tensor.data = tensor.to(self.device)
+        for scalar in scalars:
+            scalar.data = scalar.to(self.device)
         return model
 
     def no_sync(self, parallel: nn.Module) -> AbstractContextManager[None]:

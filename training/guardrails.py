@@ -88,7 +88,7 @@ def _strategy(model: nn.Module, config: JobConfig, context: RunContext) -> Itera
     if context.device.type == "cuda" and torch.cuda.get_device_capability(context.device) < AMPERE:
         yield Finding(
             key="distributed.strategy",
-            message="fsdp on a GPU older than Ampere has neither bfloat16 nor a fast interconnect",
+            message="fsdp on a GPU older than Ampere cannot gather in bfloat16",
             advice="use ddp with 16-mixed, and gradient_checkpointing for memory",
         )
 
@@ -132,6 +132,8 @@ def _useless(model: TrainingModule, config: JobConfig, context: RunContext) -> I
             message="lightning is not installed, so the native loop trains instead, to the same losses",
             advice="pip install 'hpo[lightning]'",
         )
+    if config.gradient_cache.enabled is False and config.gradient_cache.chunk_size is not None:
+        yield _no_effect("gradient_cache.chunk_size", "the cache is off; training.max_micro_batch_size limits")
     several = config.batch_plan(context.world_size).num_micro_batches > 1
     if isinstance(model, ContrastiveModule) and config.gradient_cache.enabled is False and several:
         yield Finding(

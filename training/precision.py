@@ -14,7 +14,10 @@ Name = Literal["auto", 32, "bf16-mixed", "16-mixed"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Precision:
-    """Weights, gradients and optimizer are float32; matrix products are `dtype` (None: float32, too)."""
+    """Weights, gradients and optimizer are float32; matrix products are `dtype` (None: float32, too).
+
+    FSDP gathers its weights in `dtype`, so that what is computed from them between products is 16-bit as well.
+    """
 
     dtype: torch.dtype | None = None
     device_type: str = "cpu"

@@ -97,6 +97,8 @@ class PlanRequest:
     memory_bytes: int
     """What a job may take of each device."""
     world_size: int
+    has_bfloat16: bool = True
+    """Whether ``precision: auto`` is bf16-mixed there, as since Ampere; else it is 32."""
     every_way: bool = True
     """All strategies, or the configuration as it is."""
 

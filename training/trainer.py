@@ -93,7 +93,7 @@ def evaluate(model: TrainingModule, loaders: Loaders, context: RunContext) -> di
             for name, value in found.items() if counts else ():
                 earlier = parts.setdefault(name, [])
                 if model.evaluates_rows or not earlier:
-                    earlier.append(value)
+                    earlier.append(value.cpu() if model.evaluates_rows else value)
                 else:
                     earlier[0] = earlier[0] + value
     return _checked(model.summarize(_over_ranks(parts, model, context)), model)
@@ -167,7 +167,7 @@ class Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.context.keeps_gradients)
         self.at.step += 1
 
     def after_step(self) -> None:

@@ -34,6 +34,22 @@ def test_a_plan_compares_the_strategies_and_prints_what_to_write(workplace: Path
     assert "distributed:\n  strategy: ddp\n" in text
 
 
+def test_a_contrastive_loss_takes_the_square_of_the_batch_however_small_its_chunks(workplace: Path) -> None:
+    """The gradient cache holds the encoder's activations down, not the matrix of similarities."""
+    config = str(CHECKOUT / "config" / "examples" / "embedding_gradient_cache.yaml")
+    peaks = {}
+    for batch in (1024, 8192):
+        options = ("--set", f"training.global_batch_size={batch}", "--set", "gradient_cache.chunk_size=64")
+        plan = json.loads(run_hpo("plan", "--config", config, "--gpus", "2x80GB", *options, *FEW, "--json").stdout)
+        peaks[batch] = {(row["strategy"], row["gradient_checkpointing"]): row["peak_bytes"] for row in plan["rows"]}
+    for way in (("none", False), ("ddp", False)):
+        ranks = 1 if way[0] == "none" else 2
+        assert peaks[8192][way] - peaks[1024][way] > 2 * 4 * (8192**2 - 1024**2) / ranks
+
+
+FEW = ("--set", "data.max_samples=200", "--set", "training.accumulate_grad_batches=auto")
+
+
 @pytest.mark.parametrize("study", ["embedding_strategies", "vision_strategies"])
 def test_a_study_is_planned_for_its_largest_configuration(study: str, workplace: Path) -> None:
     path = str(CHECKOUT / "studies" / f"{study}.yaml")

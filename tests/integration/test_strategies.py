@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -171,7 +172,7 @@ def test_cached_gradients_over_two_ranks_are_those_of_the_whole_batch(place: Pat
         start([*launcher, "cached_gradients.py", strategy, f"{strategy}.pt"])
     whole = torch.load("none.pt", weights_only=True)
     assert len(whole) > 30
-    assert "log_sharpness" in whole
+    assert "sharpness.log" in whole
     expected = torch.cat([each.flatten() for each in whole.values()])
     for strategy in ("ddp", "fsdp"):
         cached = torch.load(f"{strategy}.pt", weights_only=True)
@@ -229,27 +230,44 @@ def test_mixed_precision_learns_nearly_the_same_under_every_strategy(place: Path
     assert all(found[name] != found["full"] for name in mixed)
 
 
+def test_a_trained_temperature_is_float32_under_fsdp_in_half_precision_too(place: Path) -> None:
+    changes = {"training.precision": "bf16-mixed", "embedding.temperature": 0.07}
+    train(under_all(job("embedding", **changes), "bf16"))
+    saved = [Path(f"bf16_{name}", "model", "embedding.json").read_text() for name in STRATEGIES]
+    temperatures = [json.loads(text)["temperature"] for text in saved]
+    assert temperatures == pytest.approx([temperatures[0]] * 3, rel=1e-4)
+    first = [losses(RunDir(Path(f"bf16_{name}")))[0] for name in STRATEGIES]
+    assert first == pytest.approx([first[0]] * 3, rel=1e-3)
+
+
 def test_a_checkpoint_of_one_strategy_resumes_under_another(place: Path) -> None:
-    config = job("text_classification", **{"training.epochs": 2, "output.keep_checkpoint": True})
-    moves = [("fsdp", "one"), ("fsdp", "ddp"), ("ddp", "fsdp"), ("one", "fsdp")]
-    # A schedule that ends where the whole one does, but is asked to stop after its first epoch.
-    first = {f"{before}_{after}": config.with_values(STRATEGIES[before]) for before, after in moves}
-    for folder in first:
-        Path(folder).mkdir()
-    expected = train({"whole": config.with_values(ONE)})["whole"]
-    stop_after_an_epoch = config.with_values({"task": "stopping:Stopping"})
+    """For every task, since some leave parameters without a gradient, and so without a state of the optimizer."""
+    moves = [("fsdp", "one"), ("fsdp", "ddp"), ("ddp", "fsdp"), ("one", "fsdp"), ("fsdp", "fsdp")]
+    jobs = {task: job(task, **{"training.epochs": 2, "output.keep_checkpoint": True}) for task in RESUMED}
+    expected = train({f"{task}-whole": config.with_values(ONE) for task, config in jobs.items()})
     Path("stopping.py").write_text(STOPPING_TASK)
-    train({folder: stop_after_an_epoch.with_values(STRATEGIES[folder.split("_")[0]]) for folder in first})
-    assert all(RunDir(Path(folder)).last_epoch() == 1 for folder in first)
-    resumed = train({f"{b}_{a}": config.with_values(STRATEGIES[a]) for b, a in moves}, resume=True)
-    assert_close(resumed, expected)
+    folders = {f"{task}-{before}-{after}": (task, before, after) for task in jobs for before, after in moves}
+    train(
+        {
+            folder: jobs[task].with_values({**STRATEGIES[before], "task": f"stopping:{RESUMED[task]}"})
+            for folder, (task, before, _) in folders.items()
+        }
+    )
+    assert all(RunDir(Path(folder)).last_epoch() == 1 for folder in folders)
+    resumed = train(
+        {folder: jobs[task].with_values(STRATEGIES[after]) for folder, (task, _, after) in folders.items()}, resume=True
+    )
+    for folder, (task, *_) in folders.items():
+        assert_close({folder: resumed[folder]}, expected[f"{task}-whole"])
 
 
+RESUMED = {"text_classification": "Texts", "embedding": "Pairs"}
 STOPPING_TASK = """\
 from pathlib import Path
+from training.tasks.embedding import Embedding
 from training.tasks.text_classification import TextClassification
 
-class Stopping(TextClassification):
+class Stopping:
     def build_model(self, config, data):
         model = super().build_model(config, data)
         summarize = model.summarize
@@ -261,6 +279,12 @@ class Stopping(TextClassification):
 
         model.summarize = stop_and_summarize
         return model
+
+class Texts(Stopping, TextClassification):
+    pass
+
+class Pairs(Stopping, Embedding):
+    pass
 """
 
 

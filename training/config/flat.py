@@ -48,9 +48,10 @@ def nested(layer: Layer) -> Layer:
 def _global_batch_size(layer: Layer, batch_size: Any) -> Any:
     """What is not a number stays as it is, for the schema to refuse."""
     devices = layer.values.get("devices", 1)
-    ranks = len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else 1
+    ranks = len(devices) if isinstance(devices, list) else devices if type(devices) is int else 1
     parts = layer.values.get("accumulate_grad_batches", 1)
+    parts = 1 if parts == "auto" else parts
     nodes = layer.values.get("num_nodes", 1)
-    if not all(isinstance(number, int) for number in (batch_size, parts, nodes)):
+    if not all(type(number) is int for number in (batch_size, parts, nodes)):
         return batch_size
     return batch_size * ranks * parts * nodes

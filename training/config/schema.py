@@ -152,8 +152,8 @@ class GradientCacheConfig(Section):
     """Contrastive losses over batches larger than memory (Gao et al. 2021, arXiv 2101.06983)."""
 
     enabled: Literal["auto"] | bool = "auto"
-    """`auto`: when the loss is contrastive and a rank's share of the batch is more than one chunk. When false,
-    micro-batches are each contrasted by themselves, which is another loss."""
+    """`auto`: when the loss is contrastive and a rank's share of the batch is more than one chunk; true is the same,
+    and an error for another loss. When false, micro-batches are each contrasted by themselves: another loss."""
     chunk_size: PositiveInt | None = None
     """Samples encoded at a time, at most; null takes `training.max_micro_batch_size`."""
 
@@ -220,7 +220,8 @@ class DistributedConfig(Section):
     """CPU threads of a rank; `auto` shares the cores. Small models are steadier, and on a busy machine faster, with 1.
     On a CPU the last bits of a result depend on it."""
     timeout_s: PositiveInt = 600
-    """A collective that takes longer than this fails the job."""
+    """A collective that takes longer than this fails the job; so does saving the trained model, for which ranks
+    wait."""
 
     @field_validator("strategy", mode="before")
     @classmethod

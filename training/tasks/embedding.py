@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from training.config import JobConfig
 from training.data import Batch, PreparedData, prepare_once
+from training.errors import ConfigError, Problem
 from training.sources import Table, load_table
 from training.tasks.encoders import ImageTextEncoder, TextPairEncoder
 from training.tasks.image_input import fit_to, input_format, read_pixels
@@ -57,11 +58,22 @@ class Embedding:
         """One encoder, two, or a model of text and image, and the contrastive loss on what they make."""
         assert data.folder is not None
         if _sees(config):
-            network = build_network(AutoModel, config, **_clip_settings(config, data))
+            network: Any = build_network(AutoModel, config, **_clip_settings(config, data))
+            _check_dimensions(config, network.config.projection_dim)
             return PairModel(ImageTextEncoder(network), config, prepared=data.folder)
         required = {} if config.model.pretrained else {k: v for k, v in data.info.items() if k != "bos_token_id"}
-        networks = [build_network(AutoModel, config, **required) for _ in range(_num_networks(config))]
+        networks: list[Any] = [
+            build_network(AutoModel, config, encoder=True, **required) for _ in range(_num_networks(config))
+        ]
+        _check_dimensions(config, networks[0].config.hidden_size)
         return PairModel(TextPairEncoder(networks, config.embedding.pooling), config, prepared=data.folder)
+
+
+def _check_dimensions(config: JobConfig, width: int) -> None:
+    too_wide = [d for d in config.embedding.mrl_dims or () if d > width]
+    if too_wide:
+        message = f"{too_wide} are more dimensions than the {width} of the model's vectors; leave them out"
+        raise ConfigError([Problem(place="embedding.mrl_dims", message=message)])
 
 
 def _num_networks(config: JobConfig) -> int:

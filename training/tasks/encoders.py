@@ -23,8 +23,8 @@ class TextPairEncoder(nn.Module):
         super().__init__()
         self.pooling = pooling
         # Not a ModuleList, which would read as layers of one model.
-        self.network = _encoder_of(networks[0])
-        self.other = _encoder_of(networks[1]) if len(networks) > 1 else None
+        self.network = networks[0]
+        self.other = networks[1] if len(networks) > 1 else None
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(samples, dimensions) of the first texts and of the second."""
@@ -77,9 +77,4 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
         last = (mask * positions).argmax(dim=1)  # also where padding is on the left
         return hidden[torch.arange(len(hidden), device=hidden.device), last]
     weights = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
-
-
-def _encoder_of(network: Any) -> Any:
-    """The encoder alone of a model that has a decoder, too (T5)."""
-    return network.get_encoder() if getattr(network.config, "is_encoder_decoder", False) else network
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)

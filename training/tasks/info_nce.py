@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from training.config import JobConfig
+from training.config.schema import EmbeddingConfig
 from training.data import Batch
 from training.distributed import RunContext, Statistics
 from training.tasks.encoders import ImageTextEncoder, TextPairEncoder
@@ -26,6 +27,21 @@ SETTINGS = "embedding.json"
 """Beside the saved model: what made vectors of it."""
 
 
+class Sharpness(nn.Module):
+    """The inverse temperature, (1,); trained when the settings say so."""
+
+    keeps_float32 = True
+
+    def __init__(self, settings: EmbeddingConfig) -> None:
+        super().__init__()
+        start = torch.tensor([-math.log(settings.temperature)])
+        self.log = nn.Parameter(start, requires_grad=settings.learn_temperature)
+
+    def forward(self) -> Tensor:
+        """At most MAX_SHARPNESS."""
+        return self.log.exp().clamp(max=MAX_SHARPNESS)
+
+
 class PairModel(ContrastiveModule):
     """An encoder of pairs, and InfoNCE with in-batch negatives from all ranks."""
 
@@ -35,13 +51,12 @@ class PairModel(ContrastiveModule):
         super().__init__()
         self.encoder = encoder
         self.settings, self.lora, self._prepared = config.embedding, config.lora, prepared
-        start = torch.tensor([-math.log(self.settings.temperature)])
-        self.log_sharpness = nn.Parameter(start, requires_grad=self.settings.learn_temperature)
+        self.sharpness = Sharpness(self.settings)
 
     def forward(self, batch: Batch) -> Representations:  # type: ignore[override]
         """Both vectors of each sample; not normalized yet, since a prefix of them may be used."""
         first, second = self.encoder(batch)
-        return Representations(first, second, self._sharpness())
+        return Representations(first, second, self.sharpness())
 
     def contrast(self, mine: Representations, context: RunContext) -> Tensor:
         """The mean over both directions and all Matryoshka dimensions."""
@@ -60,7 +75,7 @@ class PairModel(ContrastiveModule):
     def evaluate(self, batch: Batch) -> Statistics:
         """The vectors themselves: each is compared with those of the whole evaluation set."""
         first, second = self.encoder(batch)
-        return {"first": first.float(), "second": second.float(), "sharpness": self._sharpness().expand(len(first), 1)}
+        return {"first": first.float(), "second": second.float(), "sharpness": self.sharpness().expand(len(first), 1)}
 
     def summarize(self, totals: Statistics) -> dict[str, float]:
         """recall_at_1, _5, _10 and mean reciprocal rank (mrr) of the second vector among all, given the first; loss.
@@ -85,14 +100,11 @@ class PairModel(ContrastiveModule):
         """Write encoder, tokenizer, and how a vector is made of the encoder's output."""
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(self.encoder, ImageTextEncoder):
-            self.encoder.network.logit_scale.data.copy_(self._sharpness().log().squeeze())
+            self.encoder.network.logit_scale.data.copy_(self.sharpness().log().squeeze())
         self.encoder.save(folder, self.lora)
         save_tokenizer(self._prepared, folder)
-        settings = {**self.settings.model_dump(), "temperature": 1.0 / self._sharpness().item()}
+        settings = {**self.settings.model_dump(), "temperature": 1.0 / self.sharpness().item()}
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-    def _sharpness(self) -> Tensor:
-        return self.log_sharpness.exp().clamp(max=MAX_SHARPNESS)
 
 
 def info_nce(queries: Tensor, keys: Tensor, sharpness: Tensor, *, first_row: int) -> Tensor:

@@ -77,7 +77,8 @@ class LanguageModel(TrainingModule):
     def forward(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the predicted tokens."""
         logits, targets = self._predict(batch)
-        return cross_entropy(logits, targets, ignore_index=IGNORED)
+        total = cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        return total / self.weight(batch).clamp(min=1)  # texts of one token predict nothing
 
     def weight(self, batch: Batch) -> Tensor:
         """The number of predicted tokens."""

@@ -47,15 +47,17 @@ def identify(reference: str) -> str:
     return "\n".join([reference, version("tokenizers"), *stamps])
 
 
-def build_network(auto_class: Any, job: JobConfig, **required: Any) -> nn.Module:
+def build_network(auto_class: Any, job: JobConfig, *, encoder: bool = False, **required: Any) -> nn.Module:
     """A network of `auto_class` (an AutoModelFor...): pretrained weights, or an architecture from scratch.
 
     Keys of the YAML block that the schema does not know go to the transformers configuration; `required` (number of
     classes, ...) too, and wins. Weights are float32, also where they were saved in half precision. With ``lora:`` only
-    adapters and a classifier's head are trained. Raises ConfigError on a key or architecture that transformers does not
-    know.
+    adapters and a classifier's head are trained. `encoder` drops the decoder of a model that has both (T5). Raises
+    ConfigError on a key or architecture that transformers does not know.
     """
     network = _build(auto_class, job.model, required)
+    if encoder and network.config.is_encoder_decoder:
+        network = network.get_encoder()
     if job.lora is None:
         return network
     from training.lora import add_adapters  # two seconds, which other jobs need not pay

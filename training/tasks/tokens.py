@@ -64,7 +64,8 @@ def token_info(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 def cut_padding(batch: Batch) -> Batch:
     """Without the tokens that no text of `batch` needs; they are the last axis of the arrays that have them."""
     mask = batch["attention_mask"]
-    longest = int(torch.nonzero(mask.flatten(0, -2).any(dim=0))[-1]) + 1
+    used = torch.nonzero(mask.flatten(0, -2).any(dim=0))
+    longest = int(used[-1]) + 1 if len(used) else 1
     tokens = {name: batch[name][..., :longest].contiguous() for name in ("input_ids", "attention_mask")}
     return {**batch, **tokens}
 

@@ -64,14 +64,14 @@ def test_less_than_all_of_a_gpu_is_usable() -> None:
 
 def test_the_simplest_way_over_all_gpus_is_taken_when_it_fits() -> None:
     rows = [row("none", 3), row("ddp", 3), row("fsdp", 1)]
-    chosen, reason = recommend(rows, JOB, GPUS)
+    chosen, reason = recommend(rows, GPUS)
     assert chosen == rows[1]
     assert reason.startswith("the simplest way fits, and leaves ")
 
 
 def test_what_does_not_fit_is_passed_over_and_said() -> None:
     rows = [row("none", 90), row("ddp", 60), row("ddp", 30, gradient_checkpointing=True), row("fsdp", 20)]
-    chosen, reason = recommend(rows, JOB, GPUS)
+    chosen, reason = recommend(rows, GPUS)
     assert chosen == rows[3]
     assert reason.startswith("ddp, checkpointing takes 30.00 GiB of ")
 
@@ -79,19 +79,19 @@ def test_what_does_not_fit_is_passed_over_and_said() -> None:
 def test_micro_batches_that_leave_a_gpu_idle_are_the_last_resort() -> None:
     tiny = row("ddp", 10, micro_batch_size=1, num_micro_batches=8)
     whole = row("ddp", 20, gradient_checkpointing=True)
-    assert recommend([tiny, whole], JOB, GPUS)[0] == whole
-    assert recommend([tiny, row("fsdp", 90)], JOB, GPUS)[0] == tiny
+    assert recommend([tiny, whole], GPUS)[0] == whole
+    assert recommend([tiny, row("fsdp", 90)], GPUS)[0] == tiny
 
 
 def test_when_nothing_fits_the_shortage_is_said() -> None:
-    chosen, reason = recommend([row("ddp", 60), row("fsdp", 30)], JOB, GPUS)
+    chosen, reason = recommend([row("ddp", 60), row("fsdp", 30)], GPUS)
     assert chosen is None
     assert reason.startswith("even fsdp is 7.")
 
 
 def test_one_gpu_takes_the_ways_of_one_gpu() -> None:
     only = row("none", 3)
-    assert recommend([only], JOB, Gpus(count=1, memory_bytes=24 * GIB))[0] == only
+    assert recommend([only], Gpus(count=1, memory_bytes=24 * GIB))[0] == only
 
 
 def test_only_what_changes_is_to_be_written() -> None:

@@ -15,7 +15,7 @@ from training.data import Batch
 from training.distributed import RunContext
 from training.gradients import backward
 from training.layers import checkpoint_activations
-from training.tasks.info_nce import PairModel
+from training.tasks.info_nce import PairModel, Sharpness
 from training.tasks.task import TrainingModule
 
 WIDTH = 8
@@ -44,7 +44,7 @@ def pair_model(dropout: float = 0.0, inner: int = WIDTH, **settings: object) -> 
     nn.Module.__init__(model)
     model.encoder = Towers(dropout, inner)  # type: ignore[assignment]
     model.settings = EmbeddingConfig.model_validate({"learn_temperature": True, **settings})
-    model.log_sharpness = nn.Parameter(torch.tensor([2.0]))
+    model.sharpness = Sharpness(model.settings)
     return model.double()
 
 
@@ -77,7 +77,7 @@ def test_cached_gradients_are_those_of_the_whole_batch(size: int, settings: dict
     expected_loss, expected = gradients(model, [batch])
     loss, found = gradients(model, chunks(batch, size))
     assert loss == pytest.approx(expected_loss, rel=1e-12)
-    assert "log_sharpness" in found
+    assert "sharpness.log" in found
     assert relative_error(found, expected) < 1e-10
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from training.config.schema import EmbeddingConfig
 from training.tasks import info_nce as module
 from training.tasks.encoders import pool
-from training.tasks.info_nce import PairModel, info_nce, retrieval_ranks
+from training.tasks.info_nce import PairModel, Sharpness, info_nce, retrieval_ranks
 
 AXES = torch.eye(3)
 
@@ -20,7 +20,7 @@ def model(**settings: object) -> PairModel:
     built = PairModel.__new__(PairModel)
     nn.Module.__init__(built)
     built.settings = EmbeddingConfig.model_validate(settings)
-    built.log_sharpness = nn.Parameter(torch.tensor([0.0]))
+    built.sharpness = Sharpness(built.settings)
     return built
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -44,7 +45,7 @@ def test_metrics_follow_from_sums_over_any_batches() -> None:
     for name, total in whole.items():
         torch.testing.assert_close(parts[0][name] + parts[1][name], total)
     metrics = model.summarize(whole)
-    assert metrics["loss"] - loss < 1e-6
+    assert metrics["loss"] == pytest.approx(loss, rel=1e-6)
     assert metrics["perplexity"] == math.exp(metrics["loss"])
     assert 0 <= metrics["accuracy"] <= 1
 
