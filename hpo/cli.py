@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 OUTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE}
 """Errors of the file system that no code here is to blame for."""
 
+IN_THE_CHECKPOINT = ("task", "seed", "data.", "model.", "lora", "embedding.", "optimizer.", "scheduler.")
+"""Keys whose values a checkpoint already holds the consequences of."""
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -136,6 +139,8 @@ def train(
     if path is None or (config is not None and resume is not None):
         raise HpoError("give either --config FILE or --resume RUN_DIR")
     _require_checkpoint(resume)
+    if resume and (held := [setting for setting in settings or () if setting.strip().startswith(IN_THE_CHECKPOINT)]):
+        raise HpoError(f"--set {held[0]}: a resumed training goes on as it began; leave it out, or start a new one")
     job = load_job(path, environment=env, settings=settings or ())
     name, last = config.stem if config else "resumed", _LastJob()
     with _terminable(lambda: last.go_on("hpo train")), open_console() as console:
@@ -437,7 +442,9 @@ def _require_complete(trained: Trained) -> None:
     if failure is not None and failure.kind in USER_MISTAKES:
         _exit(2, f"error: {failure.message}\nlogs: {trained.result.run_dir.logs}")
     if failure is not None:
-        _exit(1, f"the training failed: {failure_text(failure)}\nlogs: {trained.result.run_dir.logs}")
+        run_dir = trained.result.run_dir
+        go_on = f"\ngo on with: hpo train --resume {shlex.quote(str(run_dir.path))}" if run_dir.last_epoch() else ""
+        _exit(1, f"the training failed: {failure_text(failure)}\nlogs: {run_dir.logs}{go_on}")
 
 
 @contextmanager

@@ -42,10 +42,11 @@ class MemoryCheck:
         try:
             (row,) = predict(config, request)
         except TrainingError as error:
-            self._notice(f"memory is not checked: {error}")
+            self._notice(f"memory is not checked: {error}; distributed.memory_limit: off does not try")
             return None
-        sentence = f"predicted to take {gib(row.peak_bytes)} of {gib(limit_bytes)} per device, so it was not launched"
-        return row.peak_bytes / limit_bytes - 1.0, sentence
+        over = row.peak_bytes / limit_bytes - 1.0
+        shares = f"{gib(row.peak_bytes)} of {gib(limit_bytes)} per device ({over:.0%} too much)"
+        return over, f"predicted to take {shares}, so it was not launched"
 
     def _limit(self, config: JobConfig) -> int | None:
         limit = config.distributed.memory_limit

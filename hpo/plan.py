@@ -165,7 +165,7 @@ def predict(config: JobConfig, request: PlanRequest) -> list[PlanRow]:
     if rows is not None:
         return rows
     failure = failure or Failure(kind=FailureKind.LAUNCH, message=f"the planning ended with status {done.returncode}")
-    raise TrainingError(f"this job cannot be planned: {failure.message}")
+    raise TrainingError(f"this job cannot be planned: {next(iter(failure.message.splitlines()), failure.kind)}")
 
 
 def largest_job(definition: StudyDefinition) -> JobConfig:

@@ -85,6 +85,8 @@ def trained(job: Trained, *, model_uri: str | None, tracking: str, as_json: bool
 
 def how_to_load(config: JobConfig, folder: Path) -> list[str]:
     """Python that loads the saved model."""
+    if config.lora is not None and not config.lora.merge:
+        return ["from peft import PeftModel", f"PeftModel.from_pretrained(base, {_quoted(folder)})  # base: as trained"]
     if config.task == "text_classification":
         return ["from transformers import pipeline", f'pipeline("text-classification", {_quoted(folder)})("a text")']
     if config.task == "language_modeling":
@@ -186,7 +188,7 @@ def check_text(check: Check) -> str:
 def failure_text(failure: Failure) -> str:
     """A failure, safe to print; with the traceback of the first failing rank where that helps the user."""
     message = "\n".join(clean(line) for line in failure.message.splitlines())
-    if failure.kind in USER_MISTAKES:
+    if failure.kind in (*USER_MISTAKES, FailureKind.INFRASTRUCTURE):
         return f"{failure.kind}: {message}"
     traceback = "\n".join(textwrap.indent(clean(line), _indent(line)) for line in failure.traceback.splitlines())
     rank = "" if failure.rank is None else f" on rank {failure.rank}"

@@ -78,8 +78,10 @@ class Checkpoints:
             if rest["scaler"]:  # empty when it was taken in another precision
                 state.scaler.load_state_dict(rest["scaler"])
             return Progress(**rest["progress"])
-        except Exception as error:
-            raise DataError(f"{path} cannot be read ({error}); remove it to train from the start") from error
+        except BaseException as error:  # torch's CheckpointException is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            raise DataError(f"{path} cannot be read ({_reason(error)}); remove it to train from the start") from error
 
     def _load_file(self, file: Path, state: TrainingState) -> dict[str, Any]:
         saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
@@ -120,6 +122,14 @@ class ShardedCheckpoints(Checkpoints):
         set_model_state_dict(state.model, saved["model"], options=whole)
         _set_optimizer(state, _by_name(saved["optimizer"], state), full_state_dict=True)
         return saved
+
+
+def _reason(error: BaseException) -> str:
+    """In a line; of what failed on several ranks, the first."""
+    for failure, _ in getattr(error, "failures", {}).values():
+        error = failure
+        break
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 REST = "rest.pt"

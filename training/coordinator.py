@@ -62,6 +62,8 @@ class TrainingCoordinator:
         `model` and `data` have settled. `run_dir` gets what a job leaves there, and is cleared first, or with `resume`
         taken up; without one nothing is kept. Raises what a job does: ConfigError, DataError, NonFiniteLossError.
         """
+        if resume and run_dir is None:
+            raise _error("resume", "without a run_dir there is nothing to resume; give the run_dir")
         settled = self._settled(task, config, run_dir)
         collate = (load_task(task) if isinstance(task, str) else task).collate
         with run_context(settled) as context:

@@ -25,8 +25,8 @@ from typing import Any, Literal
 from unittest import mock
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -44,6 +44,7 @@ def fake_device(device_type: Literal["cuda", "cpu"]) -> Iterator[None]:
     """New tensors are on a device that is not there. Raises TrainingError where this torch cannot pretend."""
     with contextlib.ExitStack() as stack:
         fake_mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(mock.patch.object(FakeTensor, "__deepcopy__", _deepcopy, create=True))
         if device_type == "cpu":
             stack.enter_context(_NoData(fake_mode))
         else:
@@ -61,6 +62,15 @@ def fake_device(device_type: Literal["cuda", "cpu"]) -> Iterator[None]:
             stack.enter_context(CUDA)
             stack.enter_context(_NoDataOnCuda(fake_mode))
         yield
+
+
+def _deepcopy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    """Without its storage, which Tensor's own would read and write, where there is no memory."""
+    copied = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        copied = nn.Parameter(copied, tensor.requires_grad)
+    memo[id(tensor)] = copied
+    return copied
 
 
 # Devices as c10/core/DeviceType.h numbers them, and where c10/core/impl/DeviceGuardImplInterface.h keeps their guards.

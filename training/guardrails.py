@@ -50,6 +50,9 @@ def _errors(model: TrainingModule, config: JobConfig, device: torch.device) -> I
     if config.lora is not None and not any("lora_" in name for name, _ in model.named_parameters()):
         message = f"the model of {config.task} has no adapters: lora is for transformers models; remove it"
         yield Problem(place="lora", message=message)
+    if config.lora is not None and not config.lora.merge and config.model.pretrained is None:
+        message = "lora.merge: false saves the adapter alone, and the random weights beside it would be lost; merge it"
+        yield Problem(place="lora.merge", message=message)
     compilers = [name for name in ("g++", "c++", "clang++") if shutil.which(name)]
     if config.training.compile and device.type == "cpu" and not compilers:
         message = "compiling for a CPU takes a C++ compiler, and there is no g++; install one, or turn it off"

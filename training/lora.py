@@ -27,6 +27,10 @@ def add_adapters(network: Any, config: LoraConfig, *, head: list[str]) -> PeftMo
     The modules named in `head` have no pretrained weights and are trained whole. Raises ConfigError when no layer has
     a target's name.
     """
+    named = config.target_modules if isinstance(config.target_modules, list) else []
+    layers = [name for name, _ in network.named_modules()]
+    if unknown := [target for target in named if not any(f".{name}".endswith(f".{target}") for name in layers)]:
+        raise _no_target(network, f"lora.target_modules {unknown} names no layer of {type(network).__name__}")
     settings = PeftConfig(
         r=config.r,
         lora_alpha=config.alpha,  # type: ignore[arg-type]
@@ -37,7 +41,7 @@ def add_adapters(network: Any, config: LoraConfig, *, head: list[str]) -> PeftMo
     try:
         adapted: PeftModel = get_peft_model(network, settings)
     except ValueError as error:
-        raise _no_target(network, config) from error
+        raise _no_target(network, f"lora.target_modules {config.target_modules}: {error}") from error
     return adapted
 
 
@@ -50,10 +54,7 @@ def save_adapted(network: PeftModel, folder: Path, config: LoraConfig) -> None:
     network.merge_and_unload().save_pretrained(folder)
 
 
-def _no_target(network: nn.Module, config: LoraConfig) -> ConfigError:
+def _no_target(network: nn.Module, reason: str) -> ConfigError:
     names = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, LINEAR)}
-    message = (
-        f"lora.target_modules {config.target_modules} names no layer of {type(network).__name__};"
-        f" its linear layers: {', '.join(sorted(names))}"
-    )
+    message = f"{reason}; its linear layers: {', '.join(sorted(names))}"
     return ConfigError([Problem(place="lora.target_modules", message=message)])

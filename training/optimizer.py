@@ -13,7 +13,10 @@ from training.config.schema import OptimizerConfig, SchedulerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """AdamW or SGD, fused; weight decay on matrices only (biases and normalization weights are vectors)."""
+    """AdamW or SGD, fused; weight decay on matrices only (biases and normalization weights are vectors).
+
+    Sharded parameters get SGD's unfused form, which gives the same numbers: torch 2.13 has no fused one for them.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -21,7 +24,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        is_whole = all(type(parameter) is nn.Parameter for parameter in parameters)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=is_whole)
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), fused=True)
 
 

@@ -137,7 +137,7 @@ def _trace_step(task: Task, data: PreparedData, config: JobConfig, world_size: i
     def build() -> Any:
         with without_weights():
             model = prepare_model(task.build_model(config, data), config)
-        return context.wrap(model) if context.sharded else model.to(context.device)
+        return context.wrap(model) if context.sharded else model  # whose tensors are on the device from the start
 
     def step(model: Any) -> None:
         batch = _zeros(rows)

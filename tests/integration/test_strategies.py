@@ -148,6 +148,43 @@ def test_both_engines_give_the_same_losses_under_every_strategy(place: Path) -> 
         assert lightning[f"lightning_{strategy}"] == native[f"native_{strategy}"]
 
 
+def test_sgd_learns_alike_under_every_strategy(place: Path) -> None:
+    changes = {"optimizer.name": "sgd", "optimizer.lr": 0.1, "optimizer.momentum": 0.9}
+    found = train(under_all(job("text_classification", **changes), "sgd"))
+    assert_close(found, found["sgd_one"])
+
+
+def test_an_encoder_of_a_model_with_a_decoder_learns_with_adapters_and_is_saved(place: Path) -> None:
+    t5 = {
+        "architecture": "t5",
+        "vocab_size": 300,
+        "d_model": 16,
+        "d_ff": 32,
+        "d_kv": 8,
+        "num_layers": 2,
+        "num_heads": 2,
+    }
+    changes = {"model": {**t5, "dropout_rate": 0.0}, "lora": {"r": 2}}
+    found = train(under_all(job("embedding", **changes), "t5"))
+    assert_close(found, found["t5_one"])
+    assert Path("t5_fsdp/model/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("damage", ["__0_0.distcp", ".metadata", "rest.pt"])
+def test_a_damaged_sharded_checkpoint_is_told_in_a_line(damage: str, place: Path) -> None:
+    from hpo.trial import run_single_trial
+
+    config = job("text_classification", **FSDP, **{"output.keep_checkpoint": True})
+    train({"run": config})
+    Path(f"run/checkpoints/epoch_0001/{damage}").unlink()
+    longer = config.with_values({"training.epochs": 2, "distributed.strategy": "none"})
+    result = run_single_trial(longer, RunDir(Path("run")), on_record=lambda record: False, on_notice=print, resume=True)
+    assert result.failure is not None
+    assert result.failure.kind == "data"
+    assert len(result.failure.message.splitlines()) == 1
+    assert "remove it to train from the start" in result.failure.message
+
+
 def test_clip_learns_from_texts_and_images_alike_under_every_strategy(place: Path) -> None:
     import datasets
     import numpy as np

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,8 +30,8 @@ def plan_batch(
     if global_batch_size % parts:
         raise _problem("global_batch_size", _not_shared(global_batch_size, world_size, accumulate, parts))
     share = global_batch_size // world_size
-    fewest = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= (limit or share))
-    num_micro_batches = fewest if accumulate == "auto" else accumulate
+    largest = max(size for size in _divisors(share) if size <= (limit or share))
+    num_micro_batches = share // largest if accumulate == "auto" else accumulate
     plan = BatchPlan(micro_batch_size=share // num_micro_batches, num_micro_batches=num_micro_batches)
     if limit is not None and plan.micro_batch_size > limit:
         raise _problem(
@@ -39,6 +40,11 @@ def plan_batch(
             f" (max_micro_batch_size or gradient_cache.chunk_size); use {-(-share // limit)} or more, or auto",
         )
     return plan
+
+
+def _divisors(number: int) -> set[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return {*small, *(number // n for n in small)}
 
 
 def _not_shared(batch: int, world_size: int, accumulate: Literal["auto"] | int, parts: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from training.config.layers import assign, find_file, merge
 from training.config.source import KeyPath, Layer, read_layer
+from training.errors import Problem
 
 BATCH_SIZE, TASK_NAME = "batch_size", "task_name"
 GLOBAL_BATCH_SIZE = ("training", "global_batch_size")
@@ -38,11 +39,22 @@ def nested(layer: Layer) -> Layer:
             if preset is not None:
                 below = read_layer(preset)
                 continue
+        if path != (key,) and _holds(layer.values, path):
+            message = f"{key} and {'.'.join(map(str, path))} say the same; keep one"
+            moved.problems.append(Problem(place=layer.place_of((key,)), message=message))
         merged = Layer()
         assign(merged.values, tuple(map(str, path)), value)
         places = {(*path, *place[1:]): where for place, where in layer.places.items() if place[:1] == (key,)}
         moved = merge([moved, Layer(merged.values, places)])
     return merge([below, moved])
+
+
+def _holds(values: Any, path: KeyPath) -> bool:
+    for key in path:
+        if not isinstance(values, dict) or key not in values:
+            return False
+        values = values[key]
+    return True
 
 
 def _global_batch_size(layer: Layer, batch_size: Any) -> Any:
@@ -52,6 +64,6 @@ def _global_batch_size(layer: Layer, batch_size: Any) -> Any:
     parts = layer.values.get("accumulate_grad_batches", 1)
     parts = 1 if parts == "auto" else parts
     nodes = layer.values.get("num_nodes", 1)
-    if not all(type(number) is int for number in (batch_size, parts, nodes)):
+    if not all(type(number) is int and number > 0 for number in (batch_size, ranks, parts, nodes)):
         return batch_size
     return batch_size * ranks * parts * nodes

@@ -112,7 +112,7 @@ class TrainingConfig(Section):
     both give the same losses."""
     epochs: PositiveInt = 3
     """Passes over the training samples."""
-    global_batch_size: PositiveInt = 32
+    global_batch_size: Annotated[int, Field(ge=1, le=10**9)] = 32
     """Samples per optimizer step, over all ranks and accumulated micro-batches together."""
     accumulate_grad_batches: Literal["auto"] | PositiveInt = "auto"
     """Micro-batches per optimizer step; a rank's micro-batch is global_batch_size / (ranks x this). `auto`: as many as
@@ -180,10 +180,10 @@ class EmbeddingConfig(Section):
     """One encoder for both texts, or one each. CLIP always has two."""
     pooling: Literal["mean", "cls", "last"] = "mean"
     """A text's vector: the mean over its tokens, its first or its last token."""
-    temperature: Annotated[float, Field(gt=0.0)] = 0.05
+    temperature: Annotated[float, Field(ge=0.01)] = 0.05
     """Cosine similarities are divided by this before the softmax."""
     learn_temperature: bool = False
-    """Train the temperature, starting from that value."""
+    """Train the temperature, starting from that value; it stays above 0.01."""
     mrl_dims: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
     """Matryoshka: the loss is the mean over these first dimensions of the vectors (Kusupati et al. 2022); null uses
     all dimensions only."""

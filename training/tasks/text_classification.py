@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from training.config import JobConfig
 from training.data import Batch, PreparedData, prepare_once
+from training.errors import ConfigError, Problem
 from training.sources import load_table
 from training.tasks.classifier import Classifier
 from training.tasks.labels import encode_classes, encode_groups, sample
@@ -44,7 +46,10 @@ class TextClassification:
         required = {**class_names(classes), "pad_token_id": data.info["pad_token_id"]}
         if config.model.pretrained is None:
             required["vocab_size"] = data.info["vocab_size"]
-        network = build_network(AutoModelForSequenceClassification, config, **required)
+        network: Any = build_network(AutoModelForSequenceClassification, config, **required)
+        if network.config.is_encoder_decoder and getattr(network.config, "decoder_start_token_id", None) is None:
+            message = f"{network.config.model_type} has a decoder that a classifier cannot start; take an encoder"
+            raise ConfigError([Problem(place="model.architecture", message=message)])
         assert data.folder is not None
         prepared = data.folder
 

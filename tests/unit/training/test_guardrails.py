@@ -152,6 +152,7 @@ def test_adapters_beside_random_weights_are_told() -> None:
     model = Layered()
     model.lora_A = nn.Parameter(torch.zeros(2))
     assert found(model, lora={"r": 2}) == ["lora"]
+    assert "would be lost" in refused(model, lora={"r": 2, "merge": False})
     assert found(model, lora={"r": 2}, model__pretrained="somewhere") == []
 
 

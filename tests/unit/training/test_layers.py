@@ -90,6 +90,7 @@ def test_checkpointed_layers_give_the_same_gradients_and_keep_less() -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: g++ is not on PATH")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch's own
 def test_compiled_layers_give_the_same_numbers() -> None:
     plain, compiled = Stack().eval(), Stack().eval()
     compile_layers(compiled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable
 
@@ -289,6 +290,16 @@ def test_sgd_keeps_a_momentum_per_parameter_or_nothing(momentum: float, states: 
 
     step = trace_step(stack, sgd, rows())
     assert step.optimizer_bytes == states * step.parameters_bytes
+
+
+def test_a_copied_layer_has_parameters_of_its_own() -> None:
+    """As peft copies a head that it trains whole; copying the storage of a tensor without data corrupts memory."""
+    with fake_device("cuda"):
+        layer = nn.Linear(WIDTH, WIDTH)
+        copied = copy.deepcopy(layer)
+        assert isinstance(copied.weight, nn.Parameter)
+        assert copied.weight is not layer.weight
+        assert (copied.weight.shape, copied.weight.device) == (layer.weight.shape, layer.weight.device)
 
 
 def test_under_ddp_all_gradients_are_there_when_activations_are_at_their_most() -> None:

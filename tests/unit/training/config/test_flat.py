@@ -38,9 +38,10 @@ def test_the_example_is_the_flat_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "parts", "expected"), [("2", 2, 16), ("1", 2, 8), ('"auto"', 3, 12), ("[0, 1, 3]", 1, 12)]
+    ("devices", "parts", "expected"),
+    [("2", "2", 16), ("1", "2", 8), ('"auto"', "3", 12), ("[0, 1, 3]", "1", 12), ("2", '"auto"', 8)],
 )
-def test_the_batch_is_of_one_micro_batch_of_one_rank(devices: str, parts: int, expected: int) -> None:
+def test_the_batch_is_of_one_micro_batch_of_one_rank(devices: str, parts: str, expected: int) -> None:
     job = load(f'{{"batch_size": 4, "devices": {devices}, "accumulate_grad_batches": {parts}}}')
     assert job.training.global_batch_size == expected
 
@@ -57,6 +58,12 @@ def test_what_was_tuned_on_two_ranks_means_the_same_on_eight() -> None:
         ('{"epochs": 1,\n "learning_rate": "fast"}', "flat.json:2: optimizer.lr must be a valid number, not 'fast'"),
         ('{"batch_size": "big"}', "flat.json:1: training.global_batch_size must be a valid integer, not 'big'"),
         ('{"task_name": "lm_huge"}', "flat.json:1: task 'lm_huge' is not one of text_classification"),
+        (
+            '{"learning_rate": 1.0,\n "optimizer": {"lr": 2.0}}',
+            "flat.json:1: learning_rate and optimizer.lr say the same; keep one",
+        ),
+        ('{"batch_size": true}', "training.global_batch_size must be a valid integer, not True"),
+        ('{"batch_size": -3, "devices": -1}', "training.global_batch_size must be greater than or equal to 1, not -3"),
         ('{"learning_rat": 1}', "flat.json:1: learning_rat is not a known key"),
     ],
 )

@@ -290,7 +290,16 @@ def test_the_micro_batch_is_the_global_batch_shared_by_ranks_and_steps(
 
 @pytest.mark.parametrize(
     ("batch", "world_size", "limit", "micro_batch", "parts"),
-    [(32, 1, 8, 8, 4), (32, 2, 8, 8, 2), (32, 8, 8, 4, 1), (30, 1, 8, 6, 5), (7, 1, 4, 1, 7), (32, 1, 100, 32, 1)],
+    [
+        (32, 1, 8, 8, 4),
+        (32, 2, 8, 8, 2),
+        (32, 8, 8, 4, 1),
+        (30, 1, 8, 6, 5),
+        (7, 1, 4, 1, 7),
+        (32, 1, 100, 32, 1),
+        (999_999_937, 1, 8, 1, 999_999_937),  # a prime
+        (999_999_937, 1, 8, 1, 999_999_937),
+    ],
 )
 def test_accumulation_follows_from_the_largest_micro_batch(
     batch: int, world_size: int, limit: int, micro_batch: int, parts: int
