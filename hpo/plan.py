@@ -181,7 +181,8 @@ def largest_job(definition: StudyDefinition) -> JobConfig:
             refused.append(error)
     if not jobs:
         raise refused[0]
-    distinct = list({memory_key(job): job for job in jobs}.values())
+    # All are compared on one GPU, whatever their strategy.
+    distinct = list({memory_key(job.with_values({"distributed.strategy": "none"})): job for job in jobs}.values())
     if len(distinct) == 1:
         return distinct[0]
     alone = PlanRequest(memory_bytes=sys.maxsize, world_size=1, every_way=False)

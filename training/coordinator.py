@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,7 +19,7 @@ from training.errors import ConfigError, Problem
 from training.guardrails import inspect
 from training.job import Job, keep_result, prepare_model
 from training.reporter import RunDirReporter, SilentReporter
-from training.run_dir import RunDir
+from training.run_dir import Finding, RunDir
 from training.seeding import set_arithmetic
 from training.tasks import Task, TrainingModule, load_task
 from training.trainer import TrainingResult, lightning_is_installed, run_training
@@ -69,7 +69,7 @@ class TrainingCoordinator:
         with run_context(settled) as context:
             _check_ranks(settled.distributed, context)
             _check_same_weights(model, context)
-            findings = inspect(model, settled, context)
+            findings = [*_lone_rank(settled.distributed, context), *inspect(model, settled, context)]
             set_arithmetic(context.device)
             loaders = build_loaders(data, settled, context, collate)
             kept = None if run_dir is None else RunDir(Path(run_dir))
@@ -120,6 +120,13 @@ def _check_ranks(config: DistributedConfig, context: RunContext) -> None:
             "python script.py" if wanted == 1 and not nodes else f"torchrun {nodes}--nproc-per-node {wanted} script.py"
         )
         raise _error("distributed.devices", f"{ranks}; start it as: {start}")
+
+
+def _lone_rank(config: DistributedConfig, context: RunContext) -> Iterator[Finding]:
+    """What whoever launches a job tells of its devices."""
+    if config.strategy in ("ddp", "fsdp") and context.world_size == 1:
+        message = f"{config.strategy.upper()} requires multiple devices, falling back to single-process training"
+        yield Finding(key="distributed.strategy", message=message, advice="start the script with torchrun")
 
 
 def _check_same_weights(model: TrainingModule, context: RunContext) -> None:

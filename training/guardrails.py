@@ -65,14 +65,6 @@ def _errors(model: TrainingModule, config: JobConfig, device: torch.device) -> I
 
 
 def _strategy(model: nn.Module, config: JobConfig, context: RunContext) -> Iterator[Finding]:
-    asked = config.distributed.strategy
-    if asked in ("ddp", "fsdp") and context.world_size == 1:
-        kind = "single-GPU" if context.device.type == "cuda" else "single-CPU"
-        yield Finding(
-            key="distributed.strategy",
-            message=f"{asked.upper()} requires multiple devices, falling back to {kind} training",
-            advice="set distributed.devices, or strategy: auto",
-        )
     if not context.sharded:
         return
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -157,7 +157,7 @@ def test_a_mistake_is_named_before_anything_is_trained(options: dict[str, Any], 
 
 
 def test_a_strategy_for_several_devices_says_that_there_is_one() -> None:
-    with pytest.warns(UserWarning, match="DDP requires multiple devices, falling back to single-CPU training"):
+    with pytest.warns(UserWarning, match="DDP requires multiple devices, falling back to single-process training"):
         train(strategy="ddp")
 
 

@@ -104,12 +104,6 @@ def test_a_model_that_cannot_be_saved_is_refused_before_it_is_trained() -> None:
     assert found(model, output__save_model=False) == []
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_one_rank_where_several_were_asked_for_is_told(strategy: str) -> None:
-    (finding,) = inspect(Layered(), JobConfig().with_values({"distributed.strategy": strategy}), ALONE)
-    assert finding.message == f"{strategy.upper()} requires multiple devices, falling back to single-CPU training"
-
-
 def test_an_engine_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found(Layered(), training__engine="lightning") == []
     monkeypatch.setattr("training.guardrails.lightning_is_installed", lambda: False)
