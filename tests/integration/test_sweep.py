@@ -210,7 +210,7 @@ def test_train_best_refuses_data_that_are_split_otherwise_than_in_the_search(wor
     recorded = workplace / "runs" / "digits" / "trial_0000" / "config.yaml"
     recorded.write_text(recorded.read_text().replace("max_samples: 300", "max_samples: 200"))
     refused = run_hpo("train-best", "--study", "digits", status=2)
-    assert "data: the data have changed" in refused.stderr
+    assert "error: the data have changed" in refused.stderr
     assert not list(workplace.glob("runs/digits/best*/model"))
 
 
