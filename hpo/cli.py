@@ -139,8 +139,9 @@ def train(
     if path is None or (config is not None and resume is not None):
         raise HpoError("give either --config FILE or --resume RUN_DIR")
     _require_checkpoint(resume)
-    if resume and (held := [setting for setting in settings or () if setting.strip().startswith(IN_THE_CHECKPOINT)]):
-        raise HpoError(f"--set {held[0]}: a resumed training goes on as it began; leave it out, or start a new one")
+    for setting in settings or () if resume else ():
+        if setting.strip().startswith(IN_THE_CHECKPOINT) and not setting.strip().startswith("data.num_workers"):
+            raise HpoError(f"--set {setting}: a resumed training goes on as it began; leave it out, or start a new one")
     job = load_job(path, environment=env, settings=settings or ())
     name, last = config.stem if config else "resumed", _LastJob()
     with _terminable(lambda: last.go_on("hpo train")), open_console() as console:

@@ -26,8 +26,8 @@ class Hardware:
         return min(_memory_bytes(gpu) for gpu in gpus)
 
     def has_bfloat16(self, gpus: tuple[str, ...]) -> bool:
-        """Whether all of `gpus` multiply bfloat16; also said of none."""
-        return all(_is_ampere(gpu) for gpu in gpus)
+        """Whether all of `gpus` multiply bfloat16. Without any, jobs run on the CPU, where ``auto`` is 32 as well."""
+        return bool(gpus) and all(_is_ampere(gpu) for gpu in gpus)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -372,3 +372,11 @@ def test_no_trial_starts_after_the_timeout_and_the_command_says_how_to_go_on(wor
     done = run_hpo("sweep", "--study", "digits", "--trials", "9", "--timeout", "1s")
     assert [trial.state.name for trial in trials()] == ["COMPLETE"]
     assert "budget.timeout of 1 s is over" in done.stderr
+
+
+def test_a_resumed_training_takes_no_other_learning_rate(workplace: Path) -> None:
+    run_dir = Path("runs/old")
+    (run_dir / "checkpoints" / "epoch_0001").mkdir(parents=True)
+    (run_dir / "config.yaml").write_text("{}")
+    refused = run_hpo("train", "--resume", str(run_dir), "--set", "optimizer.lr=0.5", status=2)
+    assert "--set optimizer.lr=0.5: a resumed training goes on as it began" in refused.stderr

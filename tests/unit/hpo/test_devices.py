@@ -65,6 +65,13 @@ def test_ranks_share_the_cores(cores: int, ranks: int, threads: int) -> None:
     assert placed(Hardware(gpus=(), cores=cores), devices=ranks).threads_per_rank == threads
 
 
+def test_only_gpus_that_all_have_it_multiply_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_is_ampere", lambda gpu: gpu != "0")  # a T4 beside newer ones
+    assert FOUR_GPUS.has_bfloat16(("1", "2"))
+    assert not FOUR_GPUS.has_bfloat16(("0", "1"))
+    assert not CPU.has_bfloat16(())
+
+
 def test_every_rank_has_a_thread_when_there_are_more_gpus_than_cores() -> None:
     assert placed(Hardware(gpus=("0", "1", "2"), cores=2)).threads_per_rank == 1
 
