@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import optuna
 import sqlalchemy
@@ -20,6 +20,7 @@ from hpo.masking import masked
 SQLITE_WAIT_S = 60
 CREATION_TRIES = 8
 """Processes that create the tables at the same time get in each other's way; the next try finds them there."""
+COLLISION = re.compile("already exists|unique|locked", re.IGNORECASE)
 
 
 def open_storage(url: str, *, create: bool = True) -> RDBStorage:
@@ -35,7 +36,7 @@ def open_storage(url: str, *, create: bool = True) -> RDBStorage:
     try:
         if parsed.get_backend_name() == "sqlite":
             return _open_sqlite(parsed, create=create)
-        return _created(url, {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4})
+        return _created(lambda: RDBStorage(url, {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4}))
     except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
         reason = masked(str(getattr(error, "orig", None) or error)).splitlines()[0]
         raise StorageError(f"the storage {masked(url)} cannot be opened: {reason}") from error
@@ -47,21 +48,26 @@ def _open_sqlite(url: sqlalchemy.URL, *, create: bool) -> RDBStorage:
     if not create and not Path(url.database).exists():
         raise StorageError(f"there is no study database {Path(url.database).absolute()} yet; run hpo sweep first")
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    storage = _created(url.render_as_string(hide_password=False), {"connect_args": {"timeout": SQLITE_WAIT_S}})
-    with storage.engine.connect() as connection:  # kept in the file: readers and one writer at the same time
+    return _created(lambda: _in_wal_mode(url.render_as_string(hide_password=False)))
+
+
+def _in_wal_mode(url: str) -> RDBStorage:
+    """Readers and one writer at the same time, kept in the file; SQLite does not wait for a writer to change to it."""
+    storage = RDBStorage(url, {"connect_args": {"timeout": SQLITE_WAIT_S}})
+    with storage.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA journal_mode=WAL")
     return storage
 
 
-def _created(url: str, engine: dict[str, Any]) -> RDBStorage:
+def _created(create: Callable[[], RDBStorage]) -> RDBStorage:
     for delay in range(CREATION_TRIES):
         try:
-            return RDBStorage(url, engine_kwargs=engine)
+            return create()
         except SQLAlchemyError as error:
-            if not re.search("already exists|unique", str(error), re.IGNORECASE):
+            if not COLLISION.search(str(error)):
                 raise
             time.sleep(0.05 * 2**delay)
-    return RDBStorage(url, engine_kwargs=engine)
+    return create()
 
 
 def default_url(root: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -101,6 +103,16 @@ def test_a_sqlite_file_is_made_with_its_folder_and_in_write_ahead_mode(open_stor
     optuna.create_study(storage=storage, study_name="demo")
     with sqlalchemy.create_engine(f"sqlite:///{path}").connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+def test_a_sqlite_file_that_another_process_is_making_is_waited_for(open_storage: Open, tmp_path: Path) -> None:
+    writer = sqlite3.connect(tmp_path / "studies.db", isolation_level=None, check_same_thread=False)
+    writer.execute("CREATE TABLE made_by_another (x)")
+    RDBStorage(f"sqlite:///{tmp_path}/studies.db").engine.dispose()  # its tables are there, it is still writing
+    writer.execute("BEGIN IMMEDIATE")
+    threading.Timer(0.5, writer.commit).start()
+    assert open_storage(f"sqlite:///{tmp_path}/studies.db").get_all_studies() == []
+    writer.close()
 
 
 def test_a_sqlite_connection_waits_for_other_writers(open_storage: Open, tmp_path: Path) -> None:
