@@ -9,44 +9,63 @@ accumulate_grad_batches, with ``devices: auto`` counted as one; from then on it 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from training.config.layers import assign, find_file, merge
+from training.config.layers import CHECKOUT, assign, find_file, merge, nearest
+from training.config.schema import TASK_METRICS, JobConfig
 from training.config.source import KeyPath, Layer, read_layer
 from training.errors import Problem
 
 BATCH_SIZE, TASK_NAME = "batch_size", "task_name"
-GLOBAL_BATCH_SIZE = ("training", "global_batch_size")
 PLACES: dict[str, KeyPath] = {
+    TASK_NAME: ("task",),
+    BATCH_SIZE: ("training", "global_batch_size"),
     "learning_rate": ("optimizer", "lr"),
     "weight_decay": ("optimizer", "weight_decay"),
     **{key: ("training", key) for key in ("epochs", "precision", "accumulate_grad_batches", "engine")},
     **{key: ("training", key) for key in ("gradient_checkpointing", "max_grad_norm", "compile")},
     **{key: ("distributed", key) for key in ("strategy", "devices", "num_nodes", "backend", "accelerator")},
 }
-"""Where each flat key stands in a job's configuration, but for the two above."""
+"""Where each flat key stands in a job's configuration."""
 
 
 def nested(layer: Layer) -> Layer:
     """`layer` with its flat keys where the schema has them; places stay those of the file. Raises ConfigError."""
-    moved, below = Layer(problems=list(layer.problems)), Layer()
-    for key, value in layer.values.items():
-        path = PLACES.get(key, (key,))
-        if key == BATCH_SIZE:
-            path, value = GLOBAL_BATCH_SIZE, _global_batch_size(layer, value)
-        elif key == TASK_NAME:
-            path, preset = ("task",), find_file(f"config/tasks/{value}.yaml")
-            if preset is not None:
-                below = read_layer(preset)
-                continue
-        if path != (key,) and _holds(layer.values, path):
-            message = f"{key} and {'.'.join(map(str, path))} say the same; keep one"
-            moved.problems.append(Problem(place=layer.place_of((key,)), message=message))
-        merged = Layer()
-        assign(merged.values, tuple(map(str, path)), value)
-        places = {(*path, *place[1:]): where for place, where in layer.places.items() if place[:1] == (key,)}
-        moved = merge([moved, Layer(merged.values, places)])
-    return merge([below, moved])
+    misspelled = dict(_misspelled(layer.values))
+    problems = [Problem(place=layer.place_of((key,)), message=message) for key, message in misspelled.items()]
+    preset = find_file(f"config/tasks/{layer.values.get(TASK_NAME)}.yaml")
+    elsewhere = {*misspelled, *([TASK_NAME] if preset else [])}
+    moved = [_moved(layer, key, value) for key, value in layer.values.items() if key not in elsewhere]
+    below = read_layer(preset) if preset else Layer()
+    return merge([below, Layer(problems=[*layer.problems, *problems]), *moved])
+
+
+def _moved(layer: Layer, key: str, value: Any) -> Layer:
+    """One key of `layer`, where the schema has it."""
+    if key == BATCH_SIZE:
+        value = _global_batch_size(layer, value)
+    path, moved = PLACES.get(key, (key,)), Layer()
+    if path != (key,) and _holds(layer.values, path):
+        message = f"{key} and {'.'.join(map(str, path))} say the same; keep one"
+        moved.problems.append(Problem(place=layer.place_of((key,)), message=message))
+    assign(moved.values, tuple(map(str, path)), value)
+    places = {(*path, *place[1:]): where for place, where in layer.places.items() if place[:1] == (key,)}
+    moved.places.update(places)
+    return moved
+
+
+def _misspelled(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Keys and a task that are nearly known ones, with what was meant; the schema refuses what is near none."""
+    for key in values:
+        meant = None if key in JobConfig.model_fields or key in PLACES else nearest(str(key), PLACES)
+        if meant:
+            yield key, f"{key} is not a known key; did you mean '{meant}'?"
+    presets = {path.stem for folder in (Path(), CHECKOUT) for path in folder.glob("config/tasks/*.yaml")}
+    name, tasks = str(values.get(TASK_NAME)), {*TASK_METRICS, *presets}
+    if name not in tasks and nearest(name, tasks):
+        yield TASK_NAME, f"{TASK_NAME} '{name}' is not known; did you mean '{nearest(name, tasks)}'?"
 
 
 def _holds(values: Any, path: KeyPath) -> bool:

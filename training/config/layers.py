@@ -23,6 +23,7 @@ from training.config.schema import JobConfig
 from training.config.source import KeyPath, Layer, parse_setting
 from training.errors import ConfigError, Problem
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 Model = TypeVar("Model", bound=BaseModel)
 MAX_REPAIRS = 5
 """Rounds of taking away what breaks a rule; a rule between fields is checked only when each of them is right."""
@@ -228,8 +229,13 @@ def _short(value: Any) -> str:
 def suggestion(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'devices'?``, or the list of valid words when none is near."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}" if known else ""
+    near = nearest(word, known)
+    return f"; did you mean '{near}'?" if near else f"; known: {', '.join(known)}" if known else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` was probably meant to be, or None."""
+    return next(iter(difflib.get_close_matches(word, sorted(known), n=1)), None)
 
 
 def keys_at(model: type[BaseModel], path: KeyPath) -> list[str]:
@@ -257,8 +263,7 @@ def _below(annotation: Any, key: str) -> Any:
 
 def find_file(name: str, *, beside: Path | None = None) -> Path | None:
     """`name` in the working directory, beside the file that mentions it, or in the project's checkout."""
-    checkout = Path(__file__).resolve().parents[2]
-    for folder in (Path(), *([beside.parent] if beside else []), checkout):
+    for folder in (Path(), *([beside.parent] if beside else []), CHECKOUT):
         candidate = folder / name
         if os.path.isfile(candidate):  # unlike Path.is_file, also False for names no file system takes
             return candidate
