@@ -250,7 +250,8 @@ def plan(
     """Predict the memory each strategy takes of a GPU, and say which to use. Needs no GPU, and trains nothing."""
     from hpo import show
     from hpo.definition import load_job
-    from hpo.plan import gpus_for, largest_job, make_plan
+    from hpo.largest_job import largest_job
+    from hpo.plan import gpus_for, make_plan
 
     if (config is None) == (study is None):
         raise HpoError("give either --config FILE or --study STUDY")

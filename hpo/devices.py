@@ -44,6 +44,10 @@ class Placement:
     """What was changed of the user's wish, and why."""
 
 
+ALONE = Placement(world_size=1, gpus=(), threads_per_rank=1)
+"""One process that is shown no GPU."""
+
+
 def detect_hardware() -> Hardware:
     """The visible GPUs and the usable CPU cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

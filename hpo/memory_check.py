@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hpo.devices import Hardware, detect_hardware, place
-from hpo.plan import Gpus, gib, memory_key, predict
+from hpo.largest_job import memory_key
+from hpo.plan import Gpus, gib, predict
 from training.config import JobConfig
 from training.errors import TrainingError
 from training.run_dir import PlanRequest

@@ -5,23 +5,20 @@ The prediction is made by ``training.planning`` in a process of its own; nothing
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hpo.definition import StudyDefinition
-from hpo.devices import Hardware, Placement, detect_hardware, place
+from hpo.devices import ALONE, Hardware, detect_hardware, place
 from hpo.errors import DeviceError, HpoError
 from hpo.launchers.processes import environment
 from training.config import JobConfig, dump_yaml, parse_size
-from training.errors import ConfigError, Failure, FailureKind, TrainingError
+from training.errors import ConfigError, Failure, FailureKind, Problem, TrainingError
 from training.run_dir import PlanRequest, PlanRow, RunDir
 
 CONTEXT_BYTES = 600 * 2**20
@@ -30,12 +27,7 @@ USABLE = 0.95
 """Of the rest: the allocator cannot use every gap."""
 COMFORTABLE = 8
 """Samples of a micro-batch below which a GPU is mostly idle."""
-MAX_CANDIDATES = 16
-"""Configurations of a search space among which the largest is looked for."""
-SMALLER_TAKES_MORE = {"training.accumulate_grad_batches", "model.patch_size"}
-"""Parameters whose lowest value is the one to plan for."""
 TIMEOUT_S = 600
-ALONE = Placement(world_size=1, gpus=(), threads_per_rank=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,10 +82,15 @@ def gpus_here(config: JobConfig, hardware: Hardware) -> Gpus:
 
 def make_plan(config: JobConfig, gpus: Gpus) -> Plan:
     """Every way to run `config` on `gpus`. Raises ConfigError, or TrainingError when the model cannot be traced."""
-    request = PlanRequest(memory_bytes=gpus.usable_bytes, world_size=gpus.count, has_bfloat16=gpus.has_bfloat16)
+    try:
+        config.batch_plan(gpus.count)
+        world_size, unshared = gpus.count, ""
+    except ConfigError as error:
+        world_size, unshared = 1, f"; for one of the {gpus.count} GPUs, because {error}"
+    request = PlanRequest(memory_bytes=gpus.usable_bytes, world_size=world_size, has_bfloat16=gpus.has_bfloat16)
     rows = predict(config, request)
     chosen, reason = recommend(rows, gpus)
-    return Plan(gpus=gpus, rows=rows, recommended=chosen, reason=reason, changes=_changes(chosen, config))
+    return Plan(gpus=gpus, rows=rows, recommended=chosen, reason=reason + unshared, changes=_changes(chosen, config))
 
 
 def recommend(rows: list[PlanRow], gpus: Gpus) -> tuple[PlanRow | None, str]:
@@ -165,52 +162,10 @@ def predict(config: JobConfig, request: PlanRequest) -> list[PlanRow]:
     if rows is not None:
         return rows
     failure = failure or Failure(kind=FailureKind.LAUNCH, message=f"the planning ended with status {done.returncode}")
-    raise TrainingError(f"this job cannot be planned: {next(iter(failure.message.splitlines()), failure.kind)}")
-
-
-def largest_job(definition: StudyDefinition) -> JobConfig:
-    """The configuration of the search space that takes most memory, of those with the largest numbers.
-
-    Choices that are no numbers are tried in every combination, the first `MAX_CANDIDATES` of them. Raises ConfigError.
-    """
-    jobs, refused = [], []
-    for params in itertools.islice(_extremes(definition), MAX_CANDIDATES):
-        try:
-            jobs.append(definition.trial_config(params))
-        except ConfigError as error:  # some values do not go together
-            refused.append(error)
-    if not jobs:
-        raise refused[0]
-    # All are compared on one GPU, whatever their strategy.
-    distinct = list({memory_key(job.with_values({"distributed.strategy": "none"})): job for job in jobs}.values())
-    if len(distinct) == 1:
-        return distinct[0]
-    alone = PlanRequest(memory_bytes=sys.maxsize, world_size=1, every_way=False)
-    return max(distinct, key=lambda job: predict(job, alone)[0].peak_bytes)
-
-
-def _extremes(definition: StudyDefinition) -> Iterator[dict[str, Any]]:
-    space = definition.config.search_space
-    options: list[list[Any]] = []
-    for key, parameter in space.items():
-        end = min if key in SMALLER_TAKES_MORE else max
-        choices = list(parameter.choice or ())
-        numbers = [choice for choice in choices if isinstance(choice, (int, float)) and not isinstance(choice, bool)]
-        if parameter.bounds:
-            options.append([end(parameter.bounds)])
-        else:
-            options.append([end(numbers)] if len(numbers) == len(choices) else choices)
-    for values in itertools.product(*options):
-        yield dict(zip(space, values, strict=True))
-
-
-def memory_key(config: JobConfig) -> str:
-    """The part of a configuration that its memory depends on."""
-    values = config.model_dump(exclude={"seed", "scheduler", "cross_validation", "output"})
-    values["optimizer"] = {"name": config.optimizer.name, "momentum": config.optimizer.momentum > 0}
-    for key in ("epochs", "log_every_n_steps", "max_grad_norm"):
-        del values["training"][key]
-    return json.dumps(values, sort_keys=True)
+    lines = failure.message.splitlines() or [str(failure.kind)]
+    if failure.kind is FailureKind.CONFIG:
+        raise ConfigError([Problem(place="", message=line) for line in lines])
+    raise TrainingError(f"this job cannot be planned: {lines[0]}")
 
 
 def gpus_for(text: str | None, config: JobConfig) -> Gpus:

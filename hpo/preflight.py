@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hpo.definition import StudyDefinition
-from hpo.devices import Placement, detect_hardware, place
+from hpo.devices import ALONE, Placement, detect_hardware, place
 from hpo.launchers.processes import environment
 from hpo.study import sampled
 from training.config import JobConfig, Layer, merge, problems_of
@@ -26,7 +26,6 @@ from training.errors import ConfigError, Failure, FailureKind, Problem
 from training.run_dir import RunDir
 
 NUM_CHECKED = 8
-ALONE = Placement(world_size=1, gpus=(), threads_per_rank=1)
 LOCAL_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 
 

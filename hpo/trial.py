@@ -5,14 +5,13 @@ place -> prepare run dir -> launch -> follow (report, stop) -> collect -> nothin
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from hpo.devices import Placement, detect_hardware, place
-from hpo.launchers import Job, command, launch
+from hpo.launchers import Job, command_line, launch
 from training.config import JobConfig
 from training.errors import Failure, FailureKind, TrainingError
 from training.run_dir import Event, Record, RunDir, Tail
@@ -74,7 +73,7 @@ def run_single_trial(
     run_dir.add_findings(placement.notices)
     if placement.num_nodes > 1:
         others = f"each of the other {placement.num_nodes - 1} machines"
-        on_notice(f"start this on {others}, from this folder: {shlex.join(command(run_dir, placement))}")
+        on_notice(f"start this on {others}, from this folder: {command_line(run_dir, placement)}")
     result = _attempt(config, run_dir, placement, on_record)
     if placement.world_size > 1 and placement.num_nodes == 1 and _did_not_start(result):
         assert result.failure is not None

@@ -27,11 +27,14 @@ def main() -> None:
 
 def _build(run_dir: RunDir) -> None:
     from training.distributed import RunContext
-    from training.guardrails import inspect
+    from training.errors import ConfigError
+    from training.guardrails import errors
     from training.job import build_job
 
-    config, context = run_dir.load_config(), RunContext.alone()
-    inspect(build_job(config, context).build_model(), config, context)
+    config = run_dir.load_config()
+    found = list(errors(build_job(config, RunContext.alone()).build_model(), config))
+    if found:
+        raise ConfigError(found)
 
 
 if __name__ == "__main__":

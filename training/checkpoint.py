@@ -21,7 +21,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from training.errors import DataError
+from training.errors import DataError, FailureKind, classify
 from training.run_dir import RunDir, replacing
 
 
@@ -79,9 +79,12 @@ class Checkpoints:
                 state.scaler.load_state_dict(rest["scaler"])
             return Progress(**rest["progress"])
         except BaseException as error:  # torch's CheckpointException is no Exception
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
-            raise DataError(f"{path} cannot be read ({_reason(error)}); remove it to train from the start") from error
+            first = _first(error)
+            not_its_fault = classify(first) in (FailureKind.OOM, FailureKind.INFRASTRUCTURE)
+            if not_its_fault or isinstance(error, KeyboardInterrupt | SystemExit):
+                raise first from None
+            reason = next(iter(str(first).splitlines()), type(first).__name__)
+            raise DataError(f"{path} cannot be read ({reason}); remove it to train from the start") from error
 
     def _load_file(self, file: Path, state: TrainingState) -> dict[str, Any]:
         saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
@@ -124,12 +127,9 @@ class ShardedCheckpoints(Checkpoints):
         return saved
 
 
-def _reason(error: BaseException) -> str:
-    """In a line; of what failed on several ranks, the first."""
-    for failure, _ in getattr(error, "failures", {}).values():
-        error = failure
-        break
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _first(error: BaseException) -> BaseException:
+    """Of what failed on several ranks, the first."""
+    return next((failure for failure, _ in getattr(error, "failures", {}).values()), error)
 
 
 REST = "rest.pt"

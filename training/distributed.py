@@ -178,6 +178,9 @@ def run_context(config: JobConfig) -> Iterator[RunContext]:
         device = _device(config.distributed, local_rank=0)
         yield RunContext(device=device, precision=choose_precision(config.training.precision, device))
         return
+    if "LOCAL_RANK" not in os.environ:
+        message = "there is WORLD_SIZE in the environment but no LOCAL_RANK; start the ranks with torchrun"
+        raise ConfigError([Problem(place="torchrun", message=message)])
     device = _device(config.distributed, local_rank=int(os.environ["LOCAL_RANK"]))
     _join(config.distributed, device)
     try:
@@ -226,16 +229,20 @@ def joined_context(config: JobConfig, device: torch.device) -> DistributedContex
 
 
 def _device(config: DistributedConfig, *, local_rank: int) -> torch.device:
-    wants_gpu = config.accelerator == "cuda" or (config.accelerator == "auto" and torch.cuda.is_available())
-    if not wants_gpu:
-        if os.environ.get("CUDA_VISIBLE_DEVICES") and config.accelerator == "auto" and JOB_ID in os.environ:
-            message = (
-                f"this job was given a GPU, but torch {torch.__version__} cannot use it: install a CUDA build that fits"
-                " the driver, or set distributed.accelerator: cpu"
-            )
-            raise ConfigError([Problem(place="distributed.accelerator", message=message)])
+    was_given_one = bool(JOB_ID in os.environ and os.environ.get("CUDA_VISIBLE_DEVICES"))
+    needs_one = config.accelerator == "cuda" or (config.accelerator == "auto" and was_given_one)
+    if needs_one and not torch.cuda.is_available():
+        message = (
+            f"this job is to use a GPU, and torch {torch.__version__} cannot: install a CUDA build that fits the"
+            " driver, or set distributed.accelerator: cpu"
+        )
+        raise ConfigError([Problem(place="distributed.accelerator", message=message)])
+    if config.accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     # The launcher narrows CUDA_VISIBLE_DEVICES to this job's GPUs, so local ranks count from zero.
+    if local_rank >= torch.cuda.device_count():
+        message = f"there is no GPU for local rank {local_rank}, only {torch.cuda.device_count()}; start fewer ranks"
+        raise ConfigError([Problem(place="distributed.devices", message=message)])
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device

@@ -92,11 +92,17 @@ def classify(error: BaseException) -> FailureKind:
     """Name the kind of an exception caught in a rank (no torch import needed: classes are matched by name)."""
     if isinstance(error, TrainingError):
         return error.kind
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate" in str(error):
-        return FailureKind.OOM
     if type(error).__name__ in {"DistBackendError", "DistNetworkError", "DistStoreError"} or _is_lost_peer(error):
         return FailureKind.INFRASTRUCTURE
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _says_no_memory(error):
+        return FailureKind.OOM
     return FailureKind.USER_CODE
+
+
+def _says_no_memory(error: BaseException) -> bool:
+    # The CPU's allocator, CUDA outside of torch's allocator, and cuBLAS raise a bare RuntimeError.
+    words = ("can't allocate", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _is_lost_peer(error: BaseException) -> bool:

@@ -64,7 +64,7 @@ def _shares(model: TrainingModule, batches: Sequence[Batch], context: RunContext
     if weights[0] is None:
         return [1.0 / len(batches)] * len(batches)
     stacked = torch.stack([weight for weight in weights if weight is not None])
-    total = context.sum({"weight": stacked.sum()})["weight"].item()
+    total = context.sum({"weight": stacked.sum()})["weight"].item() or 1.0  # as of texts that predict nothing
     return [weight * context.world_size / total for weight in stacked.tolist()]
 
 

@@ -32,7 +32,7 @@ def inspect(model: TrainingModule, config: JobConfig, context: RunContext) -> li
 
     Raises ConfigError, with every error there is.
     """
-    found = list(_errors(model, config, context.device))
+    found = [*errors(model, config), *_uncompilable(config, context.device)]
     if found:
         raise ConfigError(found)
     return [
@@ -42,7 +42,8 @@ def inspect(model: TrainingModule, config: JobConfig, context: RunContext) -> li
     ]
 
 
-def _errors(model: TrainingModule, config: JobConfig, device: torch.device) -> Iterator[Problem]:
+def errors(model: TrainingModule, config: JobConfig) -> Iterator[Problem]:
+    """What no device can train."""
     cache = config.gradient_cache
     if not isinstance(model, ContrastiveModule) and (cache.enabled is True or cache.chunk_size is not None):
         message = f"the loss of {config.task} is not contrastive, so there is nothing to cache; use accumulation"
@@ -53,15 +54,18 @@ def _errors(model: TrainingModule, config: JobConfig, device: torch.device) -> I
     if config.lora is not None and not config.lora.merge and config.model.pretrained is None:
         message = "lora.merge: false saves the adapter alone, and the random weights beside it would be lost; merge it"
         yield Problem(place="lora.merge", message=message)
-    compilers = [name for name in ("g++", "c++", "clang++") if shutil.which(name)]
-    if config.training.compile and device.type == "cpu" and not compilers:
-        message = "compiling for a CPU takes a C++ compiler, and there is no g++; install one, or turn it off"
-        yield Problem(place="training.compile", message=message)
     if config.output.save_model and type(model).save is TrainingModule.save:
         message = f"output.save_model: {type(model).__name__} has no method save; write one, or say false"
         yield Problem(place="output.save_model", message=message)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         yield Problem(place="model", message="no parameter is to be trained; unfreeze some")
+
+
+def _uncompilable(config: JobConfig, device: torch.device) -> Iterator[Problem]:
+    compilers = [name for name in ("g++", "c++", "clang++") if shutil.which(name)]
+    if config.training.compile and device.type == "cpu" and not compilers:
+        message = "compiling for a CPU takes a C++ compiler, and there is no g++; install one, or turn it off"
+        yield Problem(place="training.compile", message=message)
 
 
 def _strategy(model: nn.Module, config: JobConfig, context: RunContext) -> Iterator[Finding]:
@@ -83,7 +87,7 @@ def _strategy(model: nn.Module, config: JobConfig, context: RunContext) -> Itera
     if context.device.type == "cuda" and torch.cuda.get_device_capability(context.device) < AMPERE:
         yield Finding(
             key="distributed.strategy",
-            message="fsdp on a GPU older than Ampere cannot gather in bfloat16",
+            message="fsdp on a GPU older than Ampere has no bfloat16 to gather its weights in",
             advice="use ddp with 16-mixed, and gradient_checkpointing for memory",
         )
 

@@ -174,17 +174,18 @@ class RunContextStrategy(SingleDeviceStrategy):
         if self.world_size == 1 or not isinstance(tensor, Tensor):
             return tensor
         mean = reduce_op in ("mean", "avg")
-        total = tensor.clone()
+        total = tensor.to(self.context.device, copy=True)
         dist.all_reduce(total, dist.ReduceOp.SUM if mean else getattr(dist.ReduceOp, str(reduce_op).upper()))
-        return total / self.world_size if mean else total
+        return (total / self.world_size if mean else total).to(tensor.device)
 
     def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
         """(world_size, ...): the tensors of all ranks."""
         if self.world_size == 1:
             return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.stack(parts)
+        mine = tensor.to(self.context.device).contiguous()
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(parts, mine)
+        return torch.stack(parts).to(tensor.device)
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """Whether all ranks say so, or any."""

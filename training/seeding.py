@@ -5,6 +5,7 @@ No random state has to be saved in a checkpoint: every epoch starts by seeding i
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 def seed_everything(*key: int) -> None:
     """Seed Python, NumPy and torch (all devices) from a key such as ``(seed, epoch, rank)``."""
-    words = np.random.SeedSequence(key).generate_state(2)
+    words = np.random.SeedSequence(key[0], spawn_key=key[1:]).generate_state(2)  # (3,) is not (3, 0, 0)
     random.seed(int(words[0]))
     np.random.seed(words[0])
     torch.manual_seed(int(words[1]))
@@ -22,11 +23,16 @@ def seed_everything(*key: int) -> None:
 def set_arithmetic(device: torch.device) -> None:
     """Have the same numbers come out of the same work, and at the same speed. Call before threads are started.
 
-    A GPU gets deterministic kernels where torch has them; a CPU has them, for one number of threads. There, numbers too
-    small to be normal (below 1e-38) become zero: a model that diverged is full of them, and 1.7 times as slow.
+    A GPU gets deterministic kernels where torch has them, but for the backward of fused attention, which has them only
+    when every other operation must have them too; and float32 is float32 there, in convolutions as in matrix products.
+    A CPU has such kernels, for one number of threads. There, numbers too small to be normal (below 1e-38) become zero:
+    a model that diverged is full of them, and 1.7 times as slow.
     """
     if device.type == "cuda":  # the switch imports torch's compiler, more than a second that a CPU job need not pay
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product
         torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = False
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid, at the price of a fill
     else:
         torch.set_flush_denormal(True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -86,23 +87,24 @@ def evaluate(model: TrainingModule, loaders: Loaders, context: RunContext) -> di
     """The task's metrics over the whole evaluation set, each real sample counted once. All ranks."""
     model.eval()
     context.share_buffers(model)
-    parts: dict[str, list[Tensor]] = {}
+    totals: Statistics = {}
+    rows: dict[str, list[Tensor]] = defaultdict(list)
     with torch.no_grad(), context.precision.autocast():
         for batch, counts in loaders.evaluation():
             found = model.evaluate(to_device(batch, context.device))
-            for name, value in found.items() if counts else ():
-                earlier = parts.setdefault(name, [])
-                if model.evaluates_rows or not earlier:
-                    earlier.append(value.cpu() if model.evaluates_rows else value)
+            if not counts:  # only there so that all ranks work together
+                continue
+            for name, value in found.items():
+                if model.evaluates_rows:
+                    rows[name].append(value.cpu())
                 else:
-                    earlier[0] = earlier[0] + value
-    return _checked(model.summarize(_over_ranks(parts, model, context)), model)
-
-
-def _over_ranks(parts: dict[str, list[Tensor]], model: TrainingModule, context: RunContext) -> Statistics:
+                    totals[name] = totals.get(name, 0) + value
     if model.evaluates_rows:
-        return context.concatenate({name: torch.cat(rows) for name, rows in parts.items()})
-    return context.sum({name: total for name, (total,) in parts.items()})
+        every = context.concatenate({name: torch.cat(parts) for name, parts in rows.items()})
+        totals = {name: value.to(context.device) for name, value in every.items()}  # comparing them is work
+    else:
+        totals = context.sum(totals)
+    return _checked(model.summarize(totals), model)
 
 
 def _checked(metrics: object, model: TrainingModule) -> dict[str, float]:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from hpo.launchers.job import Job, kill_processes
-from hpo.launchers.processes import command, job_id_prefix, launch
+from hpo.launchers.processes import command_line, job_id_prefix, launch
 
-__all__ = ["Job", "command", "job_id_prefix", "kill_processes", "launch"]
+__all__ = ["Job", "command_line", "job_id_prefix", "kill_processes", "launch"]

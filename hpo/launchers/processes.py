@@ -6,6 +6,7 @@ Both execute ``training.main RUN_DIR``; torchrun's rendezvous is local and on a 
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -63,19 +64,31 @@ def _meeting(run_dir: RunDir, placement: Placement) -> list[str]:
     return ["--nnodes", str(placement.num_nodes), *backend]
 
 
+def command_line(run_dir: RunDir, placement: Placement) -> str:
+    """For the shell of another machine, with the same GPUs."""
+    variables = [f"{key}={value}" for key, value in _gpu_variables(placement).items()]
+    return shlex.join(["env", *variables, *command(run_dir, placement)])
+
+
+def _gpu_variables(placement: Placement) -> dict[str, str]:
+    """The variables by which CUDA shows a process the placement's GPUs and no other."""
+    mask = {"CUDA_VISIBLE_DEVICES": ",".join(placement.gpus)}
+    numbered_by_us = "CUDA_VISIBLE_DEVICES" not in os.environ  # in NVML's order, which is not CUDA's own
+    return {**mask, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if numbered_by_us else mask
+
+
 def environment(placement: Placement, job_id: str) -> dict[str, str]:
     """The ranks' environment: ours, less secrets and another job's torchrun variables."""
     inherited = {key: value for key, value in os.environ.items() if key not in SECRETS | TORCHRUN}
     threads = str(placement.threads_per_rank)
     return {
         **inherited,
+        **_gpu_variables(placement),
         JOB_ID: job_id,
         PARENT_PID: str(os.getpid()),
-        "CUDA_VISIBLE_DEVICES": ",".join(placement.gpus),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "GOMP_SPINCOUNT": "2000",  # threads that wait for each other by spinning crawl when anything else wants a core
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic matrix products on GPUs
     }

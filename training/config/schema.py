@@ -59,7 +59,7 @@ class DataConfig(Section):
     """Column that says which samples belong together, read only when `cross_validation.grouped` is true."""
     max_samples: PositiveInt | None = None
     """Take a random subset of this many samples (fixed by `cross_validation.seed`); all when null."""
-    max_length: PositiveInt = 64
+    max_length: Annotated[int, Field(ge=2)] = 64
     """Longest text, in tokens; longer ones are cut."""
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Loader processes per rank; 0 loads in the rank itself."""

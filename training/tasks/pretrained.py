@@ -87,7 +87,8 @@ def _build(auto_class: Any, config: ModelConfig, required: dict[str, Any]) -> Pr
             how = {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": True}
             network = auto_class.from_pretrained(source, **how, **{**extra, **required})
         else:
-            network = auto_class.from_config(AutoConfig.from_pretrained(source, **{**extra, **required}))
+            settings = AutoConfig.from_pretrained(source, **{**extra, **required})
+            network = auto_class.from_config(settings, dtype=torch.float32)  # as above, whatever was published
         return network
     try:
         settings = AutoConfig.for_model(config.architecture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from hpo import devices
 from hpo.devices import Hardware, Placement, detect_hardware, place
 from hpo.errors import DeviceError
+from hpo.launchers.processes import command_line, environment
 from training.config import DistributedConfig
+from training.run_dir import RunDir
 
 CPU = Hardware(gpus=(), cores=8)
 ONE_GPU = Hardware(gpus=("0",), cores=8)
@@ -198,6 +201,20 @@ def test_the_mask_of_cuda_says_which_gpus_are_visible(
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
     assert detect_hardware().gpus == gpus
+
+
+@pytest.mark.parametrize(("mask", "order"), [(None, "PCI_BUS_ID"), ("1,0", None)])
+def test_a_job_counts_gpus_as_nvml_unless_the_user_counted_them(
+    monkeypatch: pytest.MonkeyPatch, mask: str | None, order: str | None
+) -> None:
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if mask is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+    placement = Placement(world_size=2, gpus=("1", "0"), threads_per_rank=1)
+    assert environment(placement, "job").get("CUDA_DEVICE_ORDER") == order
+    assert environment(placement, "job")["CUDA_VISIBLE_DEVICES"] == "1,0"
+    assert command_line(RunDir(Path("a run")), placement).startswith("env CUDA_VISIBLE_DEVICES=1,0 ")
 
 
 def test_only_the_cores_this_process_may_use_count(monkeypatch: pytest.MonkeyPatch) -> None:

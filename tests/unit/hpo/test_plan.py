@@ -10,10 +10,12 @@ import pytest
 from hpo.definition import load_definition
 from hpo.devices import Hardware
 from hpo.errors import DeviceError, HpoError
-from hpo.plan import Gpus, as_yaml, gpus_here, make_plan, memory_key, name, parse_gpus, recommend
+from hpo.largest_job import _extremes as extremes
+from hpo.largest_job import memory_key
+from hpo.plan import Gpus, as_yaml, gpus_here, make_plan, name, parse_gpus, recommend
 from hpo.plan import _changes as changes
-from hpo.plan import _extremes as extremes
 from training.config import JobConfig
+from training.errors import ConfigError
 from training.run_dir import PlanRow
 
 GIB = 2**30
@@ -141,5 +143,13 @@ def test_memory_does_not_depend_on_the_learning_rate_but_on_the_batch() -> None:
 
 def test_a_job_that_cannot_be_built_is_told_by_its_mistake() -> None:
     job = JOB.with_values({"model.pretrained": "package:nowhere/at/all"})
-    with pytest.raises(Exception, match="no package nowhere is installed"):
+    with pytest.raises(ConfigError, match="^model.pretrained: .*no package nowhere is installed"):
         make_plan(job, GPUS)
+
+
+def test_gpus_that_cannot_share_the_batch_are_planned_for_as_one() -> None:
+    small = {"task": "image_classification", "data.name": "digits", "model": {"architecture": "mlp", "hidden_size": 8}}
+    plan = make_plan(JOB.with_values(small), Gpus(count=3, memory_bytes=24 * GIB))
+    assert {row.world_size for row in plan.rows} == {1}
+    assert plan.reason.endswith("32 cannot be shared exactly by 3 ranks; nearest: 30 or 33")
+    assert plan.changes == {"distributed.strategy": "none"}

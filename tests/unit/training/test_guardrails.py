@@ -14,7 +14,7 @@ from training.data import Batch
 from training.distributed import DistributedContext, RunContext
 from training.errors import ConfigError
 from training.fsdp import ShardedContext
-from training.guardrails import inspect
+from training.guardrails import errors, inspect
 from training.run_dir import Finding, RunDir
 from training.tasks.task import ContrastiveModule, TrainingModule
 
@@ -92,6 +92,7 @@ def test_compiling_for_a_cpu_without_a_compiler_is_refused(monkeypatch: pytest.M
     assert found(Layered(), training__compile=True) == []
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "takes a C++ compiler" in refused(Layered(), training__compile=True)
+    assert list(errors(Layered(), JobConfig().with_values({"training.compile": True}))) == []  # it may be for a GPU
 
 
 def test_a_model_that_cannot_be_saved_is_refused_before_it_is_trained() -> None:

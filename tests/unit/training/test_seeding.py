@@ -30,3 +30,4 @@ def test_the_same_key_draws_the_same_numbers_and_another_others() -> None:
     assert draw(0, 1, 0) == draw(0, 1, 0)
     first, *others = draw(0, 1, 0), draw(0, 1, 1), draw(0, 2, 0), draw(1, 1, 0)
     assert all(a != b for other in others for a, b in zip(first, other, strict=True))
+    assert all(a != b for a, b in zip(draw(3), draw(3, 0, 0), strict=True))  # weights, and the first rank's epoch

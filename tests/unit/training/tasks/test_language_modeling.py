@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from training.distributed import RunContext
+from training.gradients import backward
 from training.tasks.language_modeling import LanguageModel
 from training.tasks.tokens import cut_padding
 
@@ -34,6 +36,13 @@ def test_the_loss_is_that_of_transformers() -> None:
 
 def test_its_weight_is_the_number_of_predicted_tokens() -> None:
     assert language_model().weight(BATCH).item() == 3 + 2
+
+
+def test_a_step_of_texts_of_one_token_changes_nothing() -> None:
+    model, text = language_model(), {"input_ids": torch.tensor([[2]]), "attention_mask": torch.tensor([[1]])}
+    loss = backward(model, model, [text, text], RunContext.alone(), lambda loss: loss)
+    assert loss.item() == 0.0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
 
 
 def test_metrics_follow_from_sums_over_any_batches() -> None:
