@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from hpo.events import Event, Listener
     from hpo.tracking import MlflowTracker, NoTracker
     from hpo.train_best import Trained
-    from training.run_dir import RunDir
 
 OUTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE}
 """Errors of the file system that no code here is to blame for."""
@@ -71,7 +70,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def sweep(  # noqa: PLR0913 - its parameters are the command's options
     study: StudyOption,
     folds: Annotated[
-        int | None, typer.Option(metavar="K", help="Cross-validation folds; a study keeps those it was made with.")
+        int | None,
+        typer.Option(metavar="K", help="Cross-validation folds; a study goes on with the same."),
     ] = None,
     trials: Annotated[
         int | None, typer.Option(metavar="N", help="Finished trials to reach, those of earlier runs counted.")
@@ -132,8 +132,9 @@ def train(
     from hpo import show
     from hpo.console import open_console
     from hpo.definition import load_job
+    from hpo.preflight import preflight_job
     from hpo.tracking import connect
-    from hpo.train_best import train_one
+    from hpo.train_best import LastJob, train_one
 
     path = config if resume is None else resume / "config.yaml"
     if path is None or (config is not None and resume is not None):
@@ -143,7 +144,8 @@ def train(
         if setting.strip().startswith(IN_THE_CHECKPOINT) and not setting.strip().startswith("data.num_workers"):
             raise HpoError(f"--set {setting}: a resumed training goes on as it began; leave it out, or start a new one")
     job = load_job(path, environment=env, settings=settings or ())
-    name, last = config.stem if config else "resumed", _LastJob()
+    preflight_job(job)
+    name, last = config.stem if config else "resumed", LastJob()
     with _terminable(lambda: last.go_on("hpo train")), open_console() as console:
         tracker = connect(None, Path(job.output.root), _notice(console))
         trained = train_one(job, name, _all(console, tracker, last), resume=resume)
@@ -163,13 +165,13 @@ def train_best_command(  # noqa: PLR0913 - its parameters are the command's opti
     """Train the best configuration on all the data and score it on the test split that the search never saw."""
     from hpo import show
     from hpo.console import open_console
-    from hpo.train_best import train_best
+    from hpo.train_best import LastJob, train_best
 
     if any(not setting.strip().startswith("output.") for setting in settings or ()):
         raise HpoError("train-best replays the recorded configuration: --set takes only output.* keys here")
     _require_checkpoint(resume)
     definition, _, loaded = _opened(study, env, settings, storage)
-    last, again = _LastJob(), _again(study, env, settings, storage)
+    last, again = LastJob(), _again(study, env, settings, storage)
     with _terminable(lambda: last.go_on(f"hpo train-best {again}")), open_console() as console:
         tracker = _tracker(definition, console)
         best, trained = train_best(loaded, _all(console, tracker, last), resume=resume)
@@ -218,19 +220,33 @@ def best(
 
 @app.command()
 def validate(
-    study: StudyOption, env: EnvOption = None, settings: SetOption = None, as_json: JsonOption = False
+    study: Annotated[str | None, typer.Option("--study", help="A study in studies/ by name, or a path.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A configuration in YAML or JSON.")] = None,
+    env: EnvOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Check a study: files, search space, devices, then data and model up to the first step. Trains nothing."""
+    """Check a study or a configuration: files, keys, devices, then data and model up to the first step."""
     from hpo import show
-    from hpo.preflight import check_jobs, preflight
+    from hpo.definition import load_job
+    from hpo.preflight import build, check_jobs, preflight, preflight_job
 
-    definition = _define(study, env, settings or [])
+    typed = [part for setting in settings or () for part in ("--set", setting)]
+    chosen = [*(["--env", env] if env else []), *typed]
+    _require_one(config, study)
+    if config is not None:
+        job = load_job(config, environment=env, settings=settings or ())
+        placement, check = preflight_job(job), build([job])
+        if check.failures:
+            _exit(2, f"error: {config}: {show.check_text(check)}")
+        again = shlex.join(["--config", str(config), *chosen])
+        return show.valid_job(job, str(config), placement, as_json=as_json, again=again)
+    definition = _define(str(study), env, settings or [])
     placement = preflight(definition)
     check = check_jobs(definition)
     if check.failures:
         _exit(2, f"error: {study}: {show.check_text(check)}")
-    typed = [part for setting in settings or () for part in ("--set", setting)]
-    again = shlex.join(["--study", study, *(["--env", env] if env else []), *typed])
+    again = shlex.join(["--study", str(study), *chosen])
     show.valid(definition, placement, as_json=as_json, again=again)
 
 
@@ -241,7 +257,7 @@ def plan(
         str | None, typer.Option("--study", help="A study: its largest configuration is planned for.")
     ] = None,
     gpus: Annotated[
-        str | None, typer.Option(metavar="NxSIZE", help="GPUs to plan for, such as 4x24GB; those here when not given.")
+        str | None, typer.Option(metavar="NxSIZE", help="GPUs of a machine, such as 4x24GB; those here when not given.")
     ] = None,
     env: EnvOption = None,
     settings: SetOption = None,
@@ -253,13 +269,13 @@ def plan(
     from hpo.largest_job import largest_job
     from hpo.plan import gpus_for, make_plan
 
-    if (config is None) == (study is None):
-        raise HpoError("give either --config FILE or --study STUDY")
+    _require_one(config, study)
     if config is not None:
-        job = load_job(config, environment=env, settings=settings or ())
+        job, searched = load_job(config, environment=env, settings=settings or ()), list[str]()
     else:
-        job = largest_job(_define(str(study), env, settings or []))
-    show.plan(make_plan(job, gpus_for(gpus, job)), as_json=as_json)
+        definition = _define(str(study), env, settings or [])
+        job, searched = largest_job(definition), list(definition.config.search_space)
+    show.plan(make_plan(job, gpus_for(gpus, job)), job, searched, as_json=as_json)
 
 
 @app.command()
@@ -395,33 +411,20 @@ def _all(*listeners: Listener) -> Listener:
     return listen
 
 
-class _LastJob:
-    """Remembers where the training is that runs, to say after Ctrl-C how to go on."""
-
-    def __init__(self) -> None:
-        self._run_dir: RunDir | None = None
-
-    def __call__(self, event: Event) -> None:
-        from hpo.events import JobStarted
-
-        if isinstance(event, JobStarted):
-            self._run_dir = event.run_dir
-
-    def go_on(self, command: str) -> str:
-        """The command that goes on after the last finished epoch, if there is one."""
-        if self._run_dir is None or self._run_dir.last_epoch() == 0:
-            return "no epoch was finished; the same command starts again"
-        path = shlex.quote(str(self._run_dir.path))
-        return f"{command} --resume {path} goes on after epoch {self._run_dir.last_epoch()}"
-
-
 def _require_checkpoint(resume: Path | None) -> None:
     from training.run_dir import RunDir
 
     if resume is not None and not resume.is_dir():
         raise HpoError(f"--resume {resume}: there is no such folder")
+    if resume is not None and RunDir(resume).load_result() and RunDir(resume).last_epoch() == 0:
+        raise HpoError(f"--resume {resume}: is complete; only with output.keep_checkpoint: true could it train longer")
     if resume is not None and RunDir(resume).last_epoch() == 0:
         raise HpoError(f"--resume {resume}: there is no checkpoint to go on from; train it again without --resume")
+
+
+def _require_one(config: Path | None, study: str | None) -> None:
+    if (config is None) == (study is None):
+        raise HpoError("give either --config FILE or --study STUDY")
 
 
 def _require_buildable(definition: StudyDefinition, study: str) -> None:

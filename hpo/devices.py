@@ -65,6 +65,9 @@ def place(config: DistributedConfig, hardware: Hardware) -> Placement:
     available = hardware.gpus if on_gpu else tuple(str(core) for core in range(hardware.cores))
     if config.num_nodes > 1 and config.strategy == "none":
         raise DeviceError("distributed.num_nodes is above 1, but strategy none is one process; use ddp or fsdp")
+    if config.num_nodes > 1 and config.rendezvous is None:
+        example = "host:port of the first, as the others reach it, such as node0:29400"
+        raise DeviceError(f"distributed.rendezvous is needed for {config.num_nodes} machines: {example}")
     chosen, notices = _choose(config, available, on_gpu)
     if config.strategy == "none" and len(chosen) > 1:
         if config.devices != "auto":

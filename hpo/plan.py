@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,10 @@ def recommend(rows: list[PlanRow], gpus: Gpus) -> tuple[PlanRow | None, str]:
     chosen = (busy or fitting)[0]
     skipped = together[: together.index(chosen)]
     room = f"leaves {gib(gpus.usable_bytes - chosen.peak_bytes)} free"
+    if not skipped and chosen.world_size > 1 and any(row.fits for row in rows if row.world_size == 1):
+        return chosen, f"it {room}; where an epoch takes seconds, one GPU alone is as good"
     if not skipped:
-        return chosen, f"the simplest way fits, and {room}"
+        return chosen, f"it is the simplest way, and {room}"
     return chosen, f"{name(skipped[-1])} takes {gib(skipped[-1].peak_bytes)} of {gib(gpus.usable_bytes)}; this {room}"
 
 
@@ -127,7 +129,7 @@ def _changes(row: PlanRow | None, config: JobConfig) -> dict[str, Any]:
         return {}
     changes: dict[str, Any] = {"distributed.strategy": row.strategy}
     if row.world_size > 1:
-        changes["distributed.devices"] = row.world_size
+        changes["distributed.devices"] = row.world_size // config.distributed.num_nodes
     if row.cpu_offload != config.distributed.cpu_offload:
         changes["distributed.cpu_offload"] = row.cpu_offload
     if row.gradient_checkpointing != config.training.gradient_checkpointing:
@@ -169,5 +171,8 @@ def predict(config: JobConfig, request: PlanRequest) -> list[PlanRow]:
 
 
 def gpus_for(text: str | None, config: JobConfig) -> Gpus:
-    """The GPUs that ``--gpus`` names, or those of this machine. Raises HpoError."""
-    return parse_gpus(text) if text is not None else gpus_here(config, detect_hardware())
+    """The GPUs that ``--gpus`` names of each machine, or those that are here. Raises HpoError."""
+    if text is None:
+        return gpus_here(config, detect_hardware())
+    gpus = parse_gpus(text)
+    return replace(gpus, count=gpus.count * config.distributed.num_nodes)

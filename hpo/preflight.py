@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,28 +40,47 @@ def preflight(definition: StudyDefinition) -> Placement:
     return placement
 
 
+def preflight_job(job: JobConfig) -> Placement:
+    """Where `job` will run. Raises ConfigError with every problem found, and DeviceError."""
+    placement = place(job.distributed, detect_hardware())
+    wrong = itertools.chain(_missing(job), _unwritable(Path(job.output.root)))
+    problems = [Problem(place=key, message=message) for key, message in wrong]
+    try:
+        job.batch_plan(placement.world_size)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return placement
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """How many configurations of a study were built, and why some could not be."""
+    """How many configurations were built, and why some could not be."""
 
     num_built: int
     failures: list[Failure]
 
 
 def check_jobs(definition: StudyDefinition) -> Check:
-    """Build data and model of sampled configurations in a process of its own, without training.
+    """Build sampled configurations of a study.
 
     What the model's keys may be only the model knows, so this is how mistakes in their ranges are found.
     Raises ConfigError when no sampled values go together.
     """
-    jobs = _distinct_jobs(definition)
+    check = build([job.with_values({"cross_validation.fold": 0}) for job in _distinct_jobs(definition)])
+    return replace(check, failures=[_placed(definition, failure) for failure in check.failures])
+
+
+def build(jobs: Sequence[JobConfig]) -> Check:
+    """Build data and model of `jobs` in a process of its own, without training."""
     with tempfile.TemporaryDirectory(prefix="hpo-check-") as folder:
         run_dirs = [RunDir(Path(folder) / str(number)) for number in range(len(jobs))]
         for run_dir, job in zip(run_dirs, jobs, strict=True):
-            run_dir.prepare(job.with_values({"cross_validation.fold": 0}))
+            run_dir.prepare(job)
         command = [sys.executable, "-m", "training.check", *(str(run_dir.path) for run_dir in run_dirs)]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment(ALONE, "check"), check=False)
-        failures = [_placed(definition, failure) for run_dir in run_dirs if (failure := run_dir.load_error())]
+        failures = [failure for run_dir in run_dirs if (failure := run_dir.load_error())]
     if done.returncode != 0:
         unexplained = Failure(kind=FailureKind.LAUNCH, message=f"the check ended with status {done.returncode}")
         return Check(num_built=0, failures=[*failures, unexplained])

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from hpo.plan import name as row_name
 from hpo.preflight import Check
 from hpo.report import BestTrial, StudyStatus
 from hpo.train_best import Trained
-from training.config import JobConfig
+from training.config import JobConfig, flatten
 from training.errors import Failure, FailureKind
 
 USER_MISTAKES = (FailureKind.CONFIG, FailureKind.DATA)
@@ -91,8 +92,8 @@ def how_to_load(config: JobConfig, folder: Path) -> list[str]:
         return ["from transformers import pipeline", f'pipeline("text-classification", {_quoted(folder)})("a text")']
     if config.task == "language_modeling":
         return ["from transformers import pipeline", f'pipeline("text-generation", {_quoted(folder)})("The")']
-    if config.task == "embedding" and config.embedding.encoders == "shared":
-        return ["from transformers import AutoModel", f"AutoModel.from_pretrained({_quoted(folder)})"]
+    if config.task == "embedding":
+        return _how_to_load_encoder(folder)
     if config.task != "image_classification":
         return [f"# {folder} is what the save method of {config.task} wrote"]
     if config.model.pretrained is None and config.model.architecture in {"mlp", "cnn"}:
@@ -100,6 +101,16 @@ def how_to_load(config: JobConfig, folder: Path) -> list[str]:
     else:
         module, call = "transformers", "AutoModelForImageClassification.from_pretrained"
     return [f"from {module} import {call.partition('.')[0]}", f"{call}({_quoted(folder)})"]
+
+
+def _how_to_load_encoder(folder: Path) -> list[str]:
+    if (folder / "first").exists():
+        arguments = f'{_quoted(folder)}, tower="first"'
+    elif "vision_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        return ["from transformers import AutoModel", f"AutoModel.from_pretrained({_quoted(folder)})"]
+    else:
+        arguments = _quoted(folder)
+    return ["from training.tasks.encoders import load_text_encoder", f'load_text_encoder({arguments})(["a text"])']
 
 
 def _quoted(value: Path | str) -> str:
@@ -133,7 +144,6 @@ def status(statuses: list[StudyStatus], *, as_json: bool) -> None:
 def valid(definition: StudyDefinition, placement: Placement, *, as_json: bool, again: str) -> None:
     """That a study is sound, and what it will do."""
     config = definition.config
-    where = f"{placement.world_size} GPU(s)" if placement.gpus else f"CPU, {placement.world_size} process(es)"
     jobs = config.budget.trials * definition.job.cross_validation.num_splits
     if as_json:
         return _print_json({"study": config.study, "valid": True, "jobs": jobs, "world_size": placement.world_size})
@@ -144,7 +154,7 @@ def valid(definition: StudyDefinition, placement: Placement, *, as_json: bool, a
         ("objective", f"{config.objective.direction} {config.objective.metric}"),
         ("search space", ", ".join(config.search_space)),
         ("jobs", f"{config.budget.trials} trials x {definition.job.cross_validation.num_splits} folds = {jobs}"),
-        ("devices", where),
+        ("devices", _where(placement)),
     ]
     _print_rows(rows)
     for notice in placement.notices:
@@ -152,10 +162,40 @@ def valid(definition: StudyDefinition, placement: Placement, *, as_json: bool, a
     _print_next(f"hpo sweep {again}")
 
 
-def plan(found: Plan, *, as_json: bool) -> None:
-    """What each way of running a job takes of a GPU, the one to take, and what to write for it."""
+def valid_job(job: JobConfig, name: str, placement: Placement, *, as_json: bool, again: str) -> None:
+    """That a configuration is sound, and what training it will do."""
+    batch = job.batch_plan(placement.world_size)
     if as_json:
-        return _print_json({**asdict(found), "usable_bytes": found.gpus.usable_bytes})
+        return _print_json({"config": name, "valid": True, "world_size": placement.world_size, **asdict(batch)})
+    shares = f"{placement.world_size} x {batch.num_micro_batches} x {batch.micro_batch_size}"
+    rows = [
+        ("configuration", f"{name}: valid"),
+        ("task", job.task),
+        ("devices", _where(placement)),
+        ("batch", f"{job.training.global_batch_size} = {shares} (ranks x micro-batches x samples)"),
+    ]
+    _print_rows(rows)
+    for notice in placement.notices:
+        print(f"note: {notice}", file=sys.stderr)
+    _print_next(f"hpo train {again}")
+
+
+def _where(placement: Placement) -> str:
+    return f"{placement.world_size} GPU(s)" if placement.gpus else f"CPU, {placement.world_size} process(es)"
+
+
+def plan(found: Plan, job: JobConfig, searched: Sequence[str], *, as_json: bool) -> None:
+    """What each way of running `job` takes of a GPU, the one to take, and what to write for it.
+
+    Of a study, `job` is its largest configuration and `searched` are the keys that tell it from the others.
+    """
+    values = dict(flatten(job.model_dump(mode="json")))
+    largest = {key: values.get(key) for key in searched}
+    if as_json:
+        usable = {"usable_bytes": found.gpus.usable_bytes}
+        return _print_json({**asdict(found), **usable, **({"largest": largest} if searched else {})})
+    if searched:
+        print("largest configuration: " + ", ".join(f"{key} {value}" for key, value in largest.items()))
     gpus = f"{found.gpus.count} GPU(s) of {gib(found.gpus.memory_bytes)}, {gib(found.gpus.usable_bytes)} of each usable"
     table: list[tuple[str, ...]] = [
         ("per GPU", "peak", "parameters", "gradients", "optimizer", "activations", "micro-batches", "")
@@ -172,6 +212,8 @@ def plan(found: Plan, *, as_json: bool) -> None:
     print(f"\ntake: {row_name(found.recommended) if found.recommended else 'none of these'}; {found.reason}")
     if found.changes:
         print(f"\n{as_yaml(found.changes)}")
+    for key in found.changes.keys() & set(searched):
+        print(f"\nnote: {key} is searched, which wins over this: keep only the choices that fit", file=sys.stderr)
 
 
 def check_text(check: Check) -> str:

@@ -66,7 +66,8 @@ def open_study(definition: StudyDefinition, storage: optuna.storages.BaseStorage
         raise StudyChangedError(
             f"study '{config.study}' in {masked(_url(storage))} was made from another definition:\n"
             + "\n".join(f"  {line}" for line in differences)
-            + "\nScores would not be comparable: undo the change, or give the study a new name (study: in its file)."
+            + "\nScores would not be comparable: undo the change (file, --set, --folds), or give the study a new name"
+            " (study: in its file)."
         )
     return study
 

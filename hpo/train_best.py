@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import optuna
 
 from hpo.cross_validation import run_job
 from hpo.errors import HpoError
-from hpo.events import JobLabel, Listener
+from hpo.events import Event, JobLabel, JobStarted, Listener
 from hpo.report import BestTrial, describe_best
 from hpo.study import folder_of
 from hpo.trial import TrialResult
@@ -56,3 +57,21 @@ def train_one(config: JobConfig, name: str, listen: Listener, *, resume: Path | 
 def _train(config: JobConfig, run_dir: RunDir, label: JobLabel, listen: Listener, *, resume: bool = False) -> Trained:
     result = run_job(config, run_dir, label, lambda record: False, listen, resume=resume)
     return Trained(label=label, config=config, result=result)
+
+
+class LastJob:
+    """Remembers where the training is that runs, to say after Ctrl-C how to go on."""
+
+    def __init__(self) -> None:
+        self._run_dir: RunDir | None = None
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, JobStarted):
+            self._run_dir = event.run_dir
+
+    def go_on(self, command: str) -> str:
+        """The command that goes on after the last finished epoch, if there is one."""
+        if self._run_dir is None or self._run_dir.last_epoch() == 0:
+            return "no epoch was finished; the same command starts again"
+        path = shlex.quote(str(self._run_dir.path))
+        return f"{command} --resume {path} goes on after epoch {self._run_dir.last_epoch()}"

@@ -72,8 +72,10 @@ def run_single_trial(
     run_dir.prepare(config, resume=resume)
     run_dir.add_findings(placement.notices)
     if placement.num_nodes > 1:
-        others = f"each of the other {placement.num_nodes - 1} machines"
-        on_notice(f"start this on {others}, from this folder: {command_line(run_dir, placement)}")
+        others = (
+            "the other machine" if placement.num_nodes == 2 else f"each of the other {placement.num_nodes - 1} machines"
+        )
+        on_notice(f"start this on {others} within 10 minutes, from this folder: {command_line(run_dir, placement)}")
     result = _attempt(config, run_dir, placement, on_record)
     if placement.world_size > 1 and placement.num_nodes == 1 and _did_not_start(result):
         assert result.failure is not None

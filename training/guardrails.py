@@ -47,7 +47,7 @@ def errors(model: TrainingModule, config: JobConfig) -> Iterator[Problem]:
     cache = config.gradient_cache
     if not isinstance(model, ContrastiveModule) and (cache.enabled is True or cache.chunk_size is not None):
         message = f"the loss of {config.task} is not contrastive, so there is nothing to cache; use accumulation"
-        yield Problem(place="gradient_cache.enabled", message=message)
+        yield Problem(place=f"gradient_cache.{'enabled' if cache.enabled is True else 'chunk_size'}", message=message)
     if config.lora is not None and not any("lora_" in name for name, _ in model.named_parameters()):
         message = f"the model of {config.task} has no adapters: lora is for transformers models; remove it"
         yield Problem(place="lora", message=message)

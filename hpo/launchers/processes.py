@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import uuid
@@ -59,8 +58,8 @@ def command(run_dir: RunDir, placement: Placement) -> list[str]:
 
 def _meeting(run_dir: RunDir, placement: Placement) -> list[str]:
     """Where the agents of several nodes find each other. The same for all of them."""
-    endpoint = placement.rendezvous or f"{socket.getfqdn()}:29400"
-    backend = ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", run_dir.path.name]
+    endpoint = ["--rdzv-endpoint", str(placement.rendezvous)]
+    backend = ["--rdzv-backend", "c10d", *endpoint, "--rdzv-id", run_dir.path.name]
     return ["--nnodes", str(placement.num_nodes), *backend]
 
 

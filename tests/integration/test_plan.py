@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from hpo.definition import load_definition
 from tests.integration.conftest import CHECKOUT, run_hpo
 
 GIB = 2**30
@@ -30,7 +31,7 @@ def test_a_plan_compares_the_strategies_and_prints_what_to_write(workplace: Path
     assert plan["changes"]["distributed.strategy"] == plan["recommended"]["strategy"] == "ddp"
 
     text = run_hpo("plan", "--config", config, *options).stdout
-    assert "take: ddp; the simplest way fits" in text
+    assert "take: ddp; it leaves" in text
     assert "distributed:\n  strategy: ddp\n" in text
 
 
@@ -58,6 +59,15 @@ def test_a_study_is_planned_for_its_largest_configuration(study: str, workplace:
     )
     assert [row["strategy"] for row in plan["rows"]] == ["none", "none"]
     assert plan["recommended"]["fits"]
+    assert set(plan["largest"]) == set(load_definition(path).config.search_space)
+
+
+def test_a_plan_for_two_machines_counts_the_ranks_of_both(workplace: Path) -> None:
+    small = ("task=image_classification", "data.name=digits", "model={architecture: mlp}", "distributed.num_nodes=2")
+    options = [part for setting in small for part in ("--set", setting)]
+    plan = json.loads(run_hpo("plan", "--config", "config/train.yaml", "--gpus", "2x8GB", *options, "--json").stdout)
+    assert plan["recommended"]["world_size"] == 4
+    assert plan["changes"]["distributed.devices"] == 2
 
 
 def test_mistakes_end_with_status_2(workplace: Path) -> None:

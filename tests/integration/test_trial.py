@@ -64,7 +64,7 @@ def test_two_machines_train_one_job(job: JobConfig, tmp_path: Path) -> None:
 
     def start_the_other(notice: str) -> None:
         said, _, printed = notice.partition("from this folder: ")
-        assert said.startswith("start this on each of the other 1 machines")
+        assert said.startswith("start this on the other machine within")
         other.append(subprocess.Popen(shlex.split(printed), stderr=subprocess.DEVNULL))
 
     result = run_single_trial(

@@ -42,6 +42,11 @@ def nested(layer: Layer) -> Layer:
     return merge([below, Layer(problems=[*layer.problems, *problems]), *moved])
 
 
+def task_names() -> set[str]:
+    """What `task_name` may be: a task, or a file in ``config/tasks``."""
+    return {*TASK_METRICS, *(path.stem for folder in (Path(), CHECKOUT) for path in folder.glob("config/tasks/*.yaml"))}
+
+
 def _moved(layer: Layer, key: str, value: Any) -> Layer:
     """One key of `layer`, where the schema has it."""
     if key == BATCH_SIZE:
@@ -62,8 +67,10 @@ def _misspelled(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
         meant = None if key in JobConfig.model_fields or key in PLACES else nearest(str(key), PLACES)
         if meant:
             yield key, f"{key} is not a known key; did you mean '{meant}'?"
-    presets = {path.stem for folder in (Path(), CHECKOUT) for path in folder.glob("config/tasks/*.yaml")}
-    name, tasks = str(values.get(TASK_NAME)), {*TASK_METRICS, *presets}
+    name, tasks = str(values.get(TASK_NAME)), task_names()
+    flat = next((key for key in values if key in PLACES), None)
+    if flat is not None and not {TASK_NAME, "task"} & values.keys():
+        yield TASK_NAME, f"{TASK_NAME} is required beside {flat}: one of {', '.join(sorted(tasks))}"
     if name not in tasks and nearest(name, tasks):
         yield TASK_NAME, f"{TASK_NAME} '{name}' is not known; did you mean '{nearest(name, tasks)}'?"
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from training.config.flat import PLACES, task_names
+
 _BOUNDS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "above {}",
@@ -23,6 +25,24 @@ def reference(title: str, model: type[BaseModel], where: str) -> str:
     lines = [f"# {title}", "", where, "", *_table(schema, schema)]
     for name, block in _blocks(schema, schema["properties"]):
         lines += ["", f"## `{name}`", "", block.get("description", ""), "", *_table(block, schema)]
+    return "\n".join(lines) + "\n"
+
+
+def flat_reference() -> str:
+    """A chapter for the flat form: its keys, and the names of tasks."""
+    lines = [
+        "# The flat form of a job",
+        "",
+        "One level of keys, for `hpo train --config FILE.json` (or YAML). Those of the nested form may stand beside"
+        " these. `batch_size` is of one micro-batch of one rank: the global batch is it times devices, nodes and"
+        " `accumulate_grad_batches`.",
+        "",
+        f"`task_name` is one of {', '.join(f'`{name}`' for name in sorted(task_names()))}, or a task of your own.",
+        "",
+        "| key | stands for |",
+        "| --- | --- |",
+        *(f"| `{key}` | `{'.'.join(map(str, path))}` |" for key, path in PLACES.items()),
+    ]
     return "\n".join(lines) + "\n"
 
 

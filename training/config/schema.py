@@ -205,7 +205,7 @@ class DistributedConfig(Section):
     """Machines per job, each with `devices`. With several, `hpo train` starts the ranks of this one and prints the
     command that starts those of another; a search uses one."""
     rendezvous: str | None = None
-    """Where the machines of a job meet, as host:port; null is this machine's port 29400."""
+    """Where the machines of a job meet: host:port of the first, as the others reach it; needed for several."""
     sync_batchnorm: bool = False
     """Batch normalization over the samples of all ranks (ddp on GPUs)."""
     find_unused_parameters: bool = True

@@ -21,7 +21,7 @@ from training.tasks.encoders import ImageTextEncoder, TextPairEncoder
 from training.tasks.image_input import fit_to, input_format, read_pixels
 from training.tasks.info_nce import PairModel
 from training.tasks.labels import encode_groups, sample
-from training.tasks.pretrained import build_network, locate
+from training.tasks.pretrained import build_network, reading
 from training.tasks.tokens import build_tokenizer, cut_padding, text_recipe, token_info, tokenize
 
 
@@ -88,7 +88,8 @@ def _sees(config: JobConfig) -> bool:
 
 def _settings(config: JobConfig) -> PreTrainedConfig | None:
     if config.model.pretrained is not None:
-        settings: PreTrainedConfig | None = AutoConfig.from_pretrained(locate(config.model.pretrained))
+        with reading(config.model.pretrained) as place:
+            settings: PreTrainedConfig | None = AutoConfig.from_pretrained(place)
     else:
         with contextlib.suppress(ValueError):  # told when the model is built
             return AutoConfig.for_model(config.model.architecture)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoTokenizer
 
 from training.config.schema import LoraConfig
 from training.data import Batch
 from training.tasks.pretrained import save_network
 
 Pooling = Literal["mean", "cls", "last"]
+SETTINGS = "embedding.json"
+"""Beside the saved model: what made vectors of it."""
 
 
 class TextPairEncoder(nn.Module):
@@ -78,3 +83,22 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
         return hidden[torch.arange(len(hidden), device=hidden.device), last]
     weights = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def load_text_encoder(folder: Path | str, tower: str = "") -> Callable[[Sequence[str]], Tensor]:
+    """Of a text encoder saved in `folder`: texts to vectors (texts, dimensions) of length 1, on the CPU.
+
+    `tower` is ``first`` or ``second`` where there are two.
+    """
+    pooling = json.loads((Path(folder) / SETTINGS).read_text(encoding="utf-8"))["pooling"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    network = AutoModel.from_pretrained(Path(folder) / tower).eval()
+    encoder = network.get_encoder() if network.config.is_encoder_decoder else network
+
+    @torch.no_grad()
+    def encode(texts: Sequence[str]) -> Tensor:
+        tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        return normalize(pool(encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask, pooling), dim=-1)
+
+    return encode

@@ -14,7 +14,7 @@ from training.config import JobConfig
 from training.config.schema import EmbeddingConfig
 from training.data import Batch
 from training.distributed import RunContext, Statistics
-from training.tasks.encoders import ImageTextEncoder, TextPairEncoder
+from training.tasks.encoders import SETTINGS, ImageTextEncoder, TextPairEncoder
 from training.tasks.task import ContrastiveModule, Representations
 from training.tasks.tokens import save_tokenizer
 
@@ -23,8 +23,6 @@ MAX_SHARPNESS = 100.0
 CHUNK = 1024
 """Rows of the similarity matrix that are looked at together when scoring."""
 RECALLS = (1, 5, 10)
-SETTINGS = "embedding.json"
-"""Beside the saved model: what made vectors of it."""
 
 
 class Sharpness(nn.Module):

@@ -39,6 +39,19 @@ def locate(reference: str, *, key: str = "pretrained") -> str:
     return str(folder)
 
 
+@contextlib.contextmanager
+def reading(reference: str, *, key: str = "pretrained") -> Iterator[str]:
+    """The place of `reference`, to read from in the block. Raises ConfigError, which blames ``model.KEY``."""
+    place = locate(reference, key=key)
+    try:
+        yield place
+    except OSError as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise _problem(
+            key, f"'{reference}' cannot be read; give a folder, or a name on a hub in reach ({reason})"
+        ) from error
+
+
 def identify(reference: str) -> str:
     """`reference`, and the state of its files where they are on this machine, but for the weights."""
     folder = Path(locate(reference))
@@ -80,16 +93,8 @@ def save_network(network: Any, folder: Path, lora: LoraConfig | None) -> None:
 def _build(auto_class: Any, config: ModelConfig, required: dict[str, Any]) -> PreTrainedModel:
     extra = config.model_extra or {}
     if config.pretrained is not None:
-        source = locate(config.pretrained)
-        _check_keys(extra, AutoConfig.from_pretrained(source))
-        network: PreTrainedModel
-        if _WITH_WEIGHTS.get():
-            how = {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": True}
-            network = auto_class.from_pretrained(source, **how, **{**extra, **required})
-        else:
-            settings = AutoConfig.from_pretrained(source, **{**extra, **required})
-            network = auto_class.from_config(settings, dtype=torch.float32)  # as above, whatever was published
-        return network
+        with reading(config.pretrained) as source:
+            return _read(auto_class, source, extra, required)
     try:
         settings = AutoConfig.for_model(config.architecture)
     except ValueError as error:
@@ -97,9 +102,21 @@ def _build(auto_class: Any, config: ModelConfig, required: dict[str, Any]) -> Pr
     _check_keys(extra, settings)
     settings = AutoConfig.for_model(config.architecture, **{**extra, **required})
     try:
-        network = auto_class.from_config(settings)
+        network: PreTrainedModel = auto_class.from_config(settings)
     except ValueError as error:
         raise _problem("architecture", f"{config.architecture} does not fit: {error}") from error
+    return network
+
+
+def _read(auto_class: Any, source: str, extra: dict[str, Any], required: dict[str, Any]) -> PreTrainedModel:
+    _check_keys(extra, AutoConfig.from_pretrained(source))
+    network: PreTrainedModel
+    if _WITH_WEIGHTS.get():
+        how = {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": True}
+        network = auto_class.from_pretrained(source, **how, **{**extra, **required})
+    else:
+        settings = AutoConfig.from_pretrained(source, **{**extra, **required})
+        network = auto_class.from_config(settings, dtype=torch.float32)  # as above, whatever was published
     return network
 
 

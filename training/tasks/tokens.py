@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from training.config import JobConfig
 from training.data import Batch
 from training.sources import fingerprint
-from training.tasks.pretrained import identify, locate
+from training.tasks.pretrained import identify, reading
 from training.tasks.wordpiece import train_wordpiece
 
 FOLDER = "tokenizer"
@@ -41,7 +41,8 @@ def build_tokenizer(config: JobConfig, texts: list[str], folder: Path) -> PreTra
         tokenizer: PreTrainedTokenizerBase = train_wordpiece(texts, vocab_size=config.model.vocab_size)
     else:
         key = "tokenizer" if config.model.tokenizer else "pretrained"
-        tokenizer = AutoTokenizer.from_pretrained(locate(reference, key=key))
+        with reading(reference, key=key) as place:
+            tokenizer = AutoTokenizer.from_pretrained(place)
     if tokenizer.pad_token is None:  # decoders are trained without padding
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.model_max_length = config.data.max_length  # as the model will have seen it

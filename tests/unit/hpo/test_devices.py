@@ -134,9 +134,9 @@ def test_a_device_listed_twice_is_used_once_and_said() -> None:
 
 @pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp"])
 def test_several_machines_have_as_many_ranks_each(strategy: str) -> None:
-    placement = placed(FOUR_GPUS, strategy=strategy, num_nodes=3)
+    placement = placed(FOUR_GPUS, strategy=strategy, num_nodes=3, rendezvous="node0:29400")
     assert (placement.world_size, placement.num_nodes, placement.notices) == (12, 3, ())
-    one_each = placed(ONE_GPU, strategy=strategy, num_nodes=2)
+    one_each = placed(ONE_GPU, strategy=strategy, num_nodes=2, rendezvous="node0:29400")
     assert (one_each.world_size, one_each.notices) == (2, ())
 
 
@@ -146,6 +146,11 @@ def test_several_machines_have_as_many_ranks_each(strategy: str) -> None:
 def test_one_process_on_several_machines_is_an_error() -> None:
     with pytest.raises(DeviceError, match="strategy none is one process"):
         placed(FOUR_GPUS, strategy="none", num_nodes=2)
+
+
+def test_several_machines_must_know_where_to_meet() -> None:
+    with pytest.raises(DeviceError, match="distributed.rendezvous is needed for 2 machines: host:port of the first"):
+        placed(FOUR_GPUS, num_nodes=2)
 
 
 def test_cuda_without_a_gpu_is_an_error_with_the_way_out() -> None:

@@ -42,7 +42,7 @@ def test_the_example_is_the_flat_form() -> None:
     [("2", "2", 16), ("1", "2", 8), ('"auto"', "3", 12), ("[0, 1, 3]", "1", 12), ("2", '"auto"', 8)],
 )
 def test_the_batch_is_of_one_micro_batch_of_one_rank(devices: str, parts: str, expected: int) -> None:
-    job = load(f'{{"batch_size": 4, "devices": {devices}, "accumulate_grad_batches": {parts}}}')
+    job = load(f'{{"task_name": "lm_tiny", "batch_size": 4, "devices": {devices}, "accumulate_grad_batches": {parts}}}')
     assert job.training.global_batch_size == expected
 
 
@@ -71,6 +71,10 @@ def test_what_was_tuned_on_two_ranks_means_the_same_on_eight() -> None:
             "flat.json:2: task_name 'lm_tinny' is not known; did you mean 'lm_tiny'?",
         ),
         ('{"task_name": "embeding"}', "did you mean 'embedding'?"),
+        (
+            '{"seed": 1,\n"learning_rate": 0.1}',
+            "task_name is required beside learning_rate: one of bert_tiny,",
+        ),
     ],
 )
 def test_mistakes_are_told_where_they_stand(text: str, message: str) -> None:
