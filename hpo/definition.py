@@ -166,7 +166,7 @@ def load_job(path: Path, *, environment: str | None = None, settings: Sequence[s
     written = _collect(problems, lambda: nested(read_layer(path)))
     if written and not written.values and not written.problems:
         raise ConfigError(
-            [Problem(place=str(path), message="says nothing; name at least a task, such as task: embedding")]
+            [Problem(place=str(path), message="says nothing; name a task, such as task: embedding")]
         )
     if written and {"search_space", "objective"} <= written.values.keys():
         raise ConfigError([Problem(place=str(path), message=f"is a study; search it with hpo sweep --study {path}")])

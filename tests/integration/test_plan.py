@@ -63,9 +63,10 @@ def test_a_study_is_planned_for_its_largest_configuration(study: str, workplace:
 
 
 def test_a_plan_for_two_machines_counts_the_ranks_of_both(workplace: Path) -> None:
+    config = str(CHECKOUT / "config" / "train.yaml")
     small = ("task=image_classification", "data.name=digits", "model={architecture: mlp}", "distributed.num_nodes=2")
     options = [part for setting in small for part in ("--set", setting)]
-    plan = json.loads(run_hpo("plan", "--config", "config/train.yaml", "--gpus", "2x8GB", *options, "--json").stdout)
+    plan = json.loads(run_hpo("plan", "--config", config, "--gpus", "2x8GB", *options, "--json").stdout)
     assert plan["recommended"]["world_size"] == 4
     assert plan["changes"]["distributed.devices"] == 2
 

@@ -20,8 +20,10 @@ import numpy as np
 import optuna
 import pytest
 
-from tests.integration.conftest import alive, ranks_under, run_hpo, start_hpo
+from tests.integration.conftest import CHECKOUT, alive, ranks_under, run_hpo, start_hpo
 from training.run_dir import Outcome, RunDir
+
+TRAIN = str(CHECKOUT / "config" / "train.yaml")
 
 STORAGE = "sqlite:///runs/studies.db"
 
@@ -323,6 +325,16 @@ def test_status_and_best_work_while_a_sweep_runs(workplace: Path) -> None:
         (("sweep", "--study", "digits", "--timeout", "soon"), "--timeout soon: 'soon' is not a duration"),
         (("sweep", "--study", "digits", "--storage", "nonsense"), "is not an SQLAlchemy URL"),
         (("train",), "--config FILE"),
+        (
+            ("train", "--config", TRAIN, "--set", "data.name=no.csv"),
+            "data.name: there is no file 'no.csv'",
+        ),
+        (("validate",), "give either --config FILE or --study STUDY"),
+        (
+            ("validate", "--config", TRAIN, "--set", "model.hidden_size=13"),
+            "not a multiple of the number",
+        ),
+        (("validate", "--config", TRAIN, "--set", "model.pretrained=./no"), "'./no' cannot be read"),
         (("train", "--config", "nowhere.yaml"), "cannot be read"),
     ],
 )
@@ -331,6 +343,14 @@ def test_a_mistake_exits_with_2_and_no_traceback(workplace: Path, arguments: tup
     assert says in refused.stderr
     assert "Traceback" not in refused.stderr
     assert refused.stdout == ""
+
+
+def test_a_sound_configuration_is_told_what_it_will_do(workplace: Path) -> None:
+    valid = json.loads(run_hpo("validate", "--config", TRAIN, "--json").stdout)
+    assert valid["valid"]
+    assert valid["micro_batch_size"] * valid["num_micro_batches"] * valid["world_size"] == 32
+    assert "train --config" in run_hpo("validate", "--config", TRAIN).stdout
+    assert not list(workplace.glob("runs/train*"))
 
 
 def test_a_sweep_on_postgresql(workplace: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

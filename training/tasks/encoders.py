@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoTokenizer
+from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer
 
 from training.config.schema import LoraConfig
 from training.data import Batch
@@ -91,9 +92,10 @@ def load_text_encoder(folder: Path | str, tower: str = "") -> Callable[[Sequence
     `tower` is ``first`` or ``second`` where there are two.
     """
     pooling = json.loads((Path(folder) / SETTINGS).read_text(encoding="utf-8"))["pooling"]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    network = AutoModel.from_pretrained(Path(folder) / tower).eval()
-    encoder = network.get_encoder() if network.config.is_encoder_decoder else network
+    tokenizer, settings = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(Path(folder) / tower)
+    module = sys.modules[MODEL_MAPPING[type(settings)].__module__]
+    kind = getattr(module, settings.architectures[0])  # not of AutoModel: T5's encoder was saved without its decoder
+    encoder = kind.from_pretrained(Path(folder) / tower).eval()
 
     @torch.no_grad()
     def encode(texts: Sequence[str]) -> Tensor:

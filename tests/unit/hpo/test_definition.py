@@ -155,6 +155,13 @@ def test_a_job_without_its_file_is_an_error_with_the_path() -> None:
         load_job(Path("missing.yaml"), environment="local")
 
 
+@pytest.mark.parametrize("text", ["", "# nothing yet", "{}"])
+def test_a_file_that_says_nothing_is_refused(text: str) -> None:
+    Path("empty.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="empty.yaml: says nothing; name a task, such as task: embedding"):
+        load_job(Path("empty.yaml"), environment="local")
+
+
 def test_the_base_job_is_the_base_configuration_alone() -> None:
     write("config/train.yaml", "output: {root: there}\n")
     assert base_job(environment="local").output.root == "there"
