@@ -165,9 +165,7 @@ def load_job(path: Path, *, environment: str | None = None, settings: Sequence[s
     overlay = _collect(problems, lambda: _environment_layer(environment or detect_environment()))
     written = _collect(problems, lambda: nested(read_layer(path)))
     if written and not written.values and not written.problems:
-        raise ConfigError(
-            [Problem(place=str(path), message="says nothing; name a task, such as task: embedding")]
-        )
+        raise ConfigError([Problem(place=str(path), message="says nothing; name a task, such as task: embedding")])
     if written and {"search_space", "objective"} <= written.values.keys():
         raise ConfigError([Problem(place=str(path), message=f"is a study; search it with hpo sweep --study {path}")])
     layers = [*([overlay, written] if environment is None else [written, overlay]), settings_layer(settings)]
