@@ -63,6 +63,10 @@ StorageOption = Annotated[
         help="SQLAlchemy URL of the study database; also read from $HPO_STORAGE, where a password stays out of ps.",
     ),
 ]
+LauncherOption = Annotated[
+    str | None,
+    typer.Option("--launcher", metavar="NAME", help="How ranks start: fork_server (warm, the default) or torchrun."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -79,6 +83,7 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
     timeout: Annotated[
         str | None, typer.Option(metavar="TIME", help="Start no trial after this long: 90s, 30m, 2h (seconds: 90).")
     ] = None,
+    launcher: LauncherOption = None,
     settings: SetOption = None,
     env: EnvOption = None,
     storage: StorageOption = None,
@@ -96,7 +101,7 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
 
     options = {"cross_validation.folds": folds, "budget.trials": trials, "budget.timeout": timeout}
     given = {key: str(value) for key, value in options.items() if value is not None}
-    definition = _define(study, env, settings or [], given)
+    definition = _define(study, env, _launched_by(launcher, settings), given)
     preflight(definition)
     url = _storage_url(definition, storage)
     database = open_storage(url)
@@ -124,6 +129,7 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
 def train(
     config: Annotated[Path | None, typer.Option(help="A configuration in YAML or JSON.")] = None,
     resume: Annotated[Path | None, typer.Option(help="A run directory to go on in.")] = None,
+    launcher: LauncherOption = None,
     settings: SetOption = None,
     env: EnvOption = None,
     as_json: JsonOption = False,
@@ -143,7 +149,7 @@ def train(
     for setting in settings or () if resume else ():
         if setting.strip().startswith(IN_THE_CHECKPOINT) and not setting.strip().startswith("data.num_workers"):
             raise HpoError(f"--set {setting}: a resumed training goes on as it began; leave it out, or start a new one")
-    job = load_job(path, environment=env, settings=settings or ())
+    job = load_job(path, environment=env, settings=_launched_by(launcher, settings))
     preflight_job(job)
     name, last = config.stem if config else "resumed", LastJob()
     with _terminable(lambda: last.go_on("hpo train")), open_console() as console:
@@ -157,6 +163,7 @@ def train(
 def train_best_command(  # noqa: PLR0913 - its parameters are the command's options
     study: StudyOption,
     resume: Annotated[Path | None, typer.Option(help="The run directory of an interrupted train-best.")] = None,
+    launcher: LauncherOption = None,
     env: EnvOption = None,
     settings: SetOption = None,
     storage: StorageOption = None,
@@ -174,7 +181,7 @@ def train_best_command(  # noqa: PLR0913 - its parameters are the command's opti
     last, again = LastJob(), _again(study, env, settings, storage)
     with _terminable(lambda: last.go_on(f"hpo train-best {again}")), open_console() as console:
         tracker = _tracker(definition, console)
-        best, trained = train_best(loaded, _all(console, tracker, last), resume=resume)
+        best, trained = train_best(loaded, _all(console, tracker, last), resume=resume, launcher=launcher)
         _require_complete(trained)
         name, params = definition.config.study, {key: str(value) for key, value in best.params.items()}
         metrics, folder = trained.result.metrics, trained.result.run_dir.model
@@ -356,6 +363,10 @@ def _define(
     from hpo.definition import load_definition
 
     return load_definition(study, environment=env, settings=settings, options=options)
+
+
+def _launched_by(launcher: str | None, settings: list[str] | None) -> list[str]:
+    return [*(settings or []), *([f"distributed.launcher={launcher}"] if launcher else [])]
 
 
 def _storage_url(definition: StudyDefinition, storage: str | None) -> str:

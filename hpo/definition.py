@@ -222,6 +222,12 @@ def _study_problems(config: StudyConfig, job: JobConfig, written: Layer, setting
     if job.cross_validation.fold is not None:
         place = merge([written, settings]).place_of(("cross_validation", "fold"))
         yield Problem(place=place, message="cross_validation.fold is set by the sweep, once per fold; remove it")
+    epochs = config.search_space.get("training.epochs")
+    if min([*(epochs.bounds or epochs.choice or ()), 1] if epochs else [job.training.epochs]) == 0:
+        place = merge([written, settings]).place_of(("search_space", "training.epochs") if epochs else ("config",))
+        yield Problem(
+            place=place, message="training.epochs: a search trains for at least 1; 0 only scores, in hpo train"
+        )
     yield from space_problems(config.search_space, job, written.under("search_space"))
     if config.sampler.name == "grid":
         with _as_problem(written.place_of(("search_space",))) as found:

@@ -27,16 +27,20 @@ class Trained:
     result: TrialResult
 
 
-def train_best(study: optuna.Study, listen: Listener, *, resume: Path | None = None) -> tuple[BestTrial, Trained]:
+def train_best(
+    study: optuna.Study, listen: Listener, *, resume: Path | None = None, launcher: str | None = None
+) -> tuple[BestTrial, Trained]:
     """Train the recorded configuration of the best trial on everything but the test split, and score it on that.
 
     The configuration is the one on disk, as it was run, not sampled or merged again; the data must be split as they
-    were for the search. `resume` goes on in a run directory of an earlier call. Raises NoBestTrialError, ConfigError
-    (when the trial's folder is gone or damaged) and HpoError when `resume` trained something else.
+    were for the search. `resume` goes on in a run directory of an earlier call; `launcher` starts it otherwise than
+    recorded. Raises NoBestTrialError, ConfigError (when the trial's folder is gone or damaged) and HpoError when
+    `resume` trained something else.
     """
     best = describe_best(study)
     recorded = job_config(read_layer(best.folder / "config.yaml"))
     final = {"cross_validation.fold": None, "cross_validation.split_id": best.split_id, "output.save_model": True}
+    final |= {"distributed.launcher": launcher} if launcher else {}
     config, label = recorded.with_values(final), JobLabel(study=study.study_name)
     if resume is None:
         return best, _train(config, RunDir.create(folder_of(study), "best"), label, listen)

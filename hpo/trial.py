@@ -76,13 +76,13 @@ def run_single_trial(
             "the other machine" if placement.num_nodes == 2 else f"each of the other {placement.num_nodes - 1} machines"
         )
         on_notice(f"start this on {others} within 10 minutes, from this folder: {command_line(run_dir, placement)}")
-    result = _attempt(config, run_dir, placement, on_record)
+    result = _attempt(config, run_dir, placement, on_record, on_notice)
     if placement.world_size > 1 and placement.num_nodes == 1 and _did_not_start(result):
         assert result.failure is not None
         _FAILED_STARTS.add(attempted)
         on_notice(f"the distributed start failed, falling back to one process: {result.failure.message}")
         run_dir.prepare(config, resume=resume)
-        result = _attempt(config, run_dir, alone, on_record)
+        result = _attempt(config, run_dir, alone, on_record, on_notice)
     return result
 
 
@@ -99,11 +99,16 @@ def _telling(run_dir: RunDir, placement: Placement, on_record: OnRecord, on_noti
     return tell
 
 
-def _attempt(config: JobConfig, run_dir: RunDir, placement: Placement, on_record: OnRecord) -> TrialResult:
+def _attempt(
+    config: JobConfig, run_dir: RunDir, placement: Placement, on_record: OnRecord, on_notice: OnNotice
+) -> TrialResult:
     started, outcome = time.monotonic(), None
     try:
         config.batch_plan(placement.world_size)
-        exit_status = _launch_and_follow(run_dir, placement, on_record)
+        # What was recorded before is that of the part which a resumed job does not repeat.
+        tail = Tail(run_dir, offset=run_dir.metrics.stat().st_size if run_dir.metrics.exists() else 0)
+        job = launch(config, run_dir, placement, on_notice)
+        exit_status = _follow(job, tail, run_dir, on_record)
         outcome = run_dir.load_result()  # a written result counts, however the processes ended afterwards
         failure = None if outcome else run_dir.load_error() or _unexplained(run_dir, placement, exit_status)
     except TrainingError as error:  # a batch that cannot be shared; a record that a full disk cut off
@@ -120,27 +125,19 @@ def _attempt(config: JobConfig, run_dir: RunDir, placement: Placement, on_record
     )
 
 
-def _launch_and_follow(run_dir: RunDir, placement: Placement, on_record: OnRecord) -> int:
-    """Exit status of the job, of which nothing is left."""
-    tail = Tail(run_dir, offset=run_dir.metrics.stat().st_size if run_dir.metrics.exists() else 0)
-    job = launch(run_dir, placement)
+def _follow(job: Job, tail: Tail, run_dir: RunDir, on_record: OnRecord) -> int:
+    """Pass on every record until the job is gone; ask it to stop when `on_record` says so. Returns its exit status."""
     try:
-        _follow(job, run_dir, tail, on_record)
+        running = True
+        while running:
+            job.wait(POLL_INTERVAL_S)
+            running = job.poll() is None  # looked at before the last read, so nothing written meanwhile is missed
+            for record in tail.read():
+                if on_record(record):
+                    run_dir.request_stop()
     finally:
         job.end()
     return job.poll() or 0
-
-
-def _follow(job: Job, run_dir: RunDir, tail: Tail, on_record: OnRecord) -> None:
-    """Pass on every record until the job is gone; ask it to stop when `on_record` says so."""
-    running = True
-    while running:
-        running = job.poll() is None  # looked at before the last read, so nothing written meanwhile is missed
-        for record in tail.read():
-            if on_record(record):
-                run_dir.request_stop()
-        if running:
-            time.sleep(POLL_INTERVAL_S)
 
 
 def _unexplained(run_dir: RunDir, placement: Placement, exit_status: int) -> Failure:

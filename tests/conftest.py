@@ -38,6 +38,11 @@ def pytest_configure() -> None:
     os.environ[TEST_SESSION] = uuid.uuid4().hex
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call() -> None:
+    os.environ.pop("PYTEST_CURRENT_TEST", None)  # or each test would need a fork server of its own
+
+
 # Processes
 
 
@@ -71,7 +76,7 @@ def _job_processes() -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             environment = process.environ()
-            if JOB_ID in environment and environment.get(TEST_SESSION) == os.environ[TEST_SESSION]:
+            if environment.get(JOB_ID, "").strip(".") and environment.get(TEST_SESSION) == os.environ[TEST_SESSION]:
                 yield process
 
 

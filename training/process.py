@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from training.errors import Failure, TrainingError, classify
-from training.run_dir import PARENT_PID, RunDir
+from training.run_dir import JOB_ID, PARENT_PID, RunDir
 
 _PR_SET_PDEATHSIG = 1
 
@@ -32,6 +32,24 @@ def die_with_parent() -> None:
     if parent is not None and os.getppid() != int(parent):  # it died before the call
         os.kill(os.getpid(), signal.SIGKILL)
     os.environ[PARENT_PID] = str(os.getpid())
+
+
+def rename(command: str, *, job_id: str | None = None) -> None:
+    """Show another command line, and another job id in the environment, to whoever looks at this process.
+
+    What ps and nvidia-smi show of a process was written when it was executed; a forked one shows its parent's. There
+    must be room: an argument and a job id of PADDING, the last of all (as the fork server is started).
+    """
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    arguments, arguments_end, environment, environment_end = (int(field) for field in fields[45:49])
+    # A last byte that is not zero tells the kernel that the command line ends at the first zero.
+    room = arguments_end - arguments
+    ctypes.memmove(arguments, os.fsencode(command)[: room - 2].ljust(room - 1, b"\0") + b".", room)
+    if job_id is not None:
+        prefix = f"{JOB_ID}=".encode()
+        start = ctypes.string_at(environment, environment_end - environment).index(prefix) + environment
+        room = environment_end - start
+        ctypes.memmove(start, (prefix + os.fsencode(job_id))[: room - 1].ljust(room, b"\0"), room)
 
 
 def rank_from_environment() -> int:

@@ -56,7 +56,9 @@ def run_training(
     """
     training = Training(model, loaders, config, context, reporter)
     training.resume()
-    if config.training.engine == "lightning" and lightning_is_installed():
+    if config.training.epochs == 0:
+        training.score()
+    elif config.training.engine == "lightning" and lightning_is_installed():
         from training.lightning_engine import fit  # seconds, which the native loop need not pay
 
         fit(training, callbacks)
@@ -183,11 +185,15 @@ class Training:
         if self.at.step % self.config.training.log_every_n_steps:
             self.report_loss()
         self.at.epoch += 1
-        self.at.metrics = evaluate(self.model, self.loaders, self.context)
-        self.report(Event.EVALUATE, **self.at.metrics)
+        self.score()
         self.reporter.save(self.state, self.at)
         if self.at.epoch < self.config.training.epochs:
             self.hear_stop()
+
+    def score(self) -> None:
+        """Evaluate and report."""
+        self.at.metrics = evaluate(self.model, self.loaders, self.context)
+        self.report(Event.EVALUATE, **self.at.metrics)
 
     def report_loss(self) -> None:
         """Report the mean loss since the last time, over all ranks."""

@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
-from hpo.launchers.job import Job, kill_processes
-from hpo.launchers.processes import command_line, job_id_prefix, launch
+from collections.abc import Callable
 
-__all__ = ["Job", "command_line", "job_id_prefix", "kill_processes", "launch"]
+from hpo.devices import Placement
+from hpo.launchers import processes
+from hpo.launchers.fork_server import CannotForkError, ForkServer
+from hpo.launchers.job import Job, kill_processes
+from hpo.launchers.processes import command_line, job_id_prefix
+from training.config import JobConfig
+from training.run_dir import RunDir
+
+__all__ = ["FORK_SERVER", "Job", "command_line", "job_id_prefix", "kill_processes", "launch"]
+
+FORK_SERVER = ForkServer()
+"""That of this process, which is the parent of its agents."""
+
+
+def launch(config: JobConfig, run_dir: RunDir, placement: Placement, on_notice: Callable[[str], None]) -> Job:
+    """Start the job of `run_dir`, by the launcher that `config` asks for. Raises OSError."""
+    if config.distributed.launcher == "fork_server" and placement.num_nodes == 1:
+        try:
+            return FORK_SERVER.launch(config, run_dir, placement)
+        except CannotForkError as error:
+            on_notice(f"jobs are started by torchrun, which takes seconds each, not by the fork server: {error}")
+    return processes.launch(run_dir, placement)

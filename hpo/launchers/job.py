@@ -7,10 +7,12 @@ other grandchildren are found when their parents are gone.
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
 import psutil
 
@@ -21,16 +23,68 @@ TERM_GRACE_S = 8.0
 KILL_GRACE_S = 5.0
 
 
+class Process(Protocol):
+    """What a Job needs of its agent; ``subprocess.Popen`` is one."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Exit status, negative for a signal; None while it runs."""
+
+    def terminate(self) -> None:
+        """Ask it to end; nothing happens when it has."""
+
+
+class ForkedProcess:
+    """A child that somebody else forked for us."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self._status = pid, None
+
+    _status: int | None
+
+    def poll(self) -> int | None:
+        """Exit status, negative for a signal; None while it runs."""
+        if self._status is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # somebody waited for every child there is; the result file decides
+                self._status = 0
+            else:
+                self._status = os.waitstatus_to_exitcode(status) if pid else None
+        return self._status
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
+
+
 class Job:
     """The processes of one launch. ``end`` may be called at any moment, any number of times."""
 
-    def __init__(self, process: subprocess.Popen[bytes], job_id: str) -> None:
+    def __init__(self, process: Process, job_id: str) -> None:
         self._process = process
         self._job_id = job_id
 
     def poll(self) -> int | None:
         """Exit status of the agent, or None while it runs."""
         return self._process.poll()
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when the agent has ended, at once, or after `timeout_s`."""
+        if self.poll() is not None:
+            return
+        if not hasattr(os, "pidfd_open"):
+            time.sleep(min(timeout_s, 0.02))
+            return
+        descriptor = os.pidfd_open(self._process.pid)
+        try:
+            ended = select.poll()
+            ended.register(descriptor, select.POLLIN)
+            ended.poll(timeout_s * 1000)
+        finally:
+            os.close(descriptor)
 
     def end(self) -> None:
         """TERM, bounded wait, KILL, bounded wait; returns when no process of the job is left.
@@ -40,22 +94,33 @@ class Job:
         try:
             if self.poll() is None:
                 self._process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(TERM_GRACE_S)
+                self.wait(TERM_GRACE_S)
         finally:
             with _deaf():
                 kill_processes(self._job_id)
-                self._process.wait(KILL_GRACE_S)
+                self.wait(KILL_GRACE_S)
+                self.poll()
+                _reap(-self._process.pid)
 
 
 def kill_processes(job_id: str) -> None:
     """Kill every process whose job id begins with `job_id`, until none is left."""
-    deadline = time.monotonic() + KILL_GRACE_S
+    deadline, killed = time.monotonic() + KILL_GRACE_S, set[int]()
     while (found := list(_processes_of(job_id))) and time.monotonic() < deadline:
         for process in found:
+            killed.add(process.pid)
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         time.sleep(0.02)
+    for pid in killed:
+        _reap(pid)
+
+
+def _reap(pid: int) -> None:
+    """Take what is left of a dead process that we adopted, or of all such in the process group -`pid`."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(pid, os.WNOHANG)[0]:
+            pass
 
 
 def _processes_of(job_id: str) -> Iterator[psutil.Process]:

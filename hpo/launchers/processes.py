@@ -27,7 +27,7 @@ TORCHRUN = frozenset("RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MAS
 
 def launch(run_dir: RunDir, placement: Placement) -> Job:
     """Start the job of `run_dir`. Call from a thread that outlives the job: ranks die with it."""
-    job_id = f"{job_id_prefix(run_dir.path)}{uuid.uuid4().hex}"
+    job_id = new_job_id(run_dir)
     with run_dir.log("agent").open("ab") as log:
         process = subprocess.Popen(
             command(run_dir, placement),
@@ -38,6 +38,11 @@ def launch(run_dir: RunDir, placement: Placement) -> Job:
             start_new_session=True,  # a Ctrl-C in the terminal is the orchestrator's to handle
         )
     return Job(process, job_id)
+
+
+def new_job_id(run_dir: RunDir) -> str:
+    """In the environment of every process of one launch."""
+    return f"{job_id_prefix(run_dir.path)}{uuid.uuid4().hex}"
 
 
 def job_id_prefix(folder: Path) -> str:

@@ -115,11 +115,11 @@ def alive(*command: str) -> list[psutil.Process]:
 
 
 def ranks_under(folder: Path) -> list[psutil.Process]:
-    """Live processes whose command line names a run directory in `folder`."""
+    """Live processes, agents included, whose command line names a run directory in `folder`."""
     found = []
     for process in psutil.process_iter():
         try:
-            if any(str(folder) in part for part in process.cmdline()[1:]) and process.pid != os.getpid():
+            if str(folder) in " ".join(process.cmdline()[1:]) and process.pid != os.getpid():
                 found.append(process)
         except psutil.Error:
             continue

@@ -153,9 +153,8 @@ def test_kill_9_of_any_process_fails_the_job_and_leaves_none(job: JobConfig, tmp
 def find(folder: Path, name: str) -> int:
     """Process id of the agent, or of a rank by its number."""
     for process in ranks_under(folder):
-        environment = process.environ()
-        is_agent = "RANK" not in environment
-        if name == "agent" and is_agent or not is_agent and name == f"rank_{environment['RANK']}":
+        last_words = process.cmdline()[-2:]
+        if name == ("_".join(last_words) if last_words[0] == "rank" else "agent"):
             return process.pid
     raise AssertionError(f"no {name} in {ranks_under(folder)}")
 

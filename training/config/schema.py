@@ -110,8 +110,8 @@ class TrainingConfig(Section):
     engine: Literal["native", "lightning"] = "native"
     """Our own loop, or PyTorch Lightning's Trainer (`pip install 'hpo[lightning]'`; without it, a warning and our own);
     both give the same losses."""
-    epochs: PositiveInt = 3
-    """Passes over the training samples."""
+    epochs: Annotated[int, Field(ge=0)] = 3
+    """Passes over the training samples; 0 only scores the model as it is (not in a search)."""
     global_batch_size: Annotated[int, Field(ge=1, le=10**9)] = 32
     """Samples per optimizer step, over all ranks and accumulated micro-batches together."""
     accumulate_grad_batches: Literal["auto"] | PositiveInt = "auto"
@@ -201,6 +201,9 @@ class DistributedConfig(Section):
     """`auto` is cuda where a GPU is visible."""
     backend: Literal["auto", "nccl", "gloo"] = "auto"
     """`auto` is nccl on GPUs and gloo on CPUs."""
+    launcher: Literal["fork_server", "torchrun"] = "fork_server"
+    """How ranks are started: as forks of a warm process, in a tenth of a second, or by the torchrun command, in
+    seconds. Both give the same numbers; where the first cannot work, the second is used."""
     num_nodes: PositiveInt = 1
     """Machines per job, each with `devices`. With several, `hpo train` starts the ranks of this one and prints the
     command that starts those of another; a search uses one."""

@@ -1,0 +1,148 @@
+"""Launching a job as forks of a warm process, in a tenth of a second: the client of ``training.fork_server``.
+
+One server for this process, started with the first job or before it (``warm_up``), and again when it ended, when code,
+packages or environment changed, or after JOBS_PER_SERVER jobs. Jobs that run do not need it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from hpo.devices import ALONE, Placement
+from hpo.launchers.job import ForkedProcess, Job
+from hpo.launchers.processes import environment, new_job_id
+from training.config import JobConfig
+from training.run_dir import JOB_ID, PARENT_PID, RunDir
+
+JOBS_PER_SERVER = 1000
+"""What a server leaks, if it does, goes with it."""
+TRIES = 3
+"""A server may just have ended, and the next one be out of date already."""
+THREADS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+"""One thread each in the server, because a process of several cannot be forked; ranks set their own number."""
+OF_ONE_JOB = {JOB_ID, PARENT_PID, "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS"}
+"""Variables that differ from job to job. A server is good for jobs whose other variables are its own."""
+PADDING = "." * 4200
+"""Room for the longest command line and job id."""
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class CannotForkError(Exception):
+    """This job cannot be forked here; the message says why."""
+
+
+class ForkServer:
+    """A server, started when it is needed. Any thread may call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: _Running | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the server, when one was started."""
+        return self._running.pid if self._running else None
+
+    def warm_up(self) -> None:
+        """Start the server, which then imports while this process goes on."""
+        with self._lock, contextlib.suppress(CannotForkError):
+            self._for(environment(ALONE, ""))
+
+    def launch(self, config: JobConfig, run_dir: RunDir, placement: Placement) -> Job:
+        """Start the job of `run_dir`. Raises CannotForkError."""
+        job_id = new_job_id(run_dir)
+        request = {
+            "run_dir": str(run_dir.path),
+            "config": config.model_dump_json(),
+            "num_ranks": placement.world_size,
+            "environment": environment(placement, job_id),
+            "folder": os.getcwd(),
+            "cores": [],
+        }
+        with self._lock:
+            return Job(ForkedProcess(self._ask(request)), job_id)
+
+    def _ask(self, request: dict[str, Any]) -> int:
+        """Process id of the agent."""
+        for _ in range(TRIES):
+            server = self._for(request["environment"])
+            answer = server.ask(request)
+            if "pid" in answer:
+                return int(answer["pid"])
+            if "unsafe" in answer:
+                raise CannotForkError(answer["unsafe"])
+            words = self.close()
+        raise CannotForkError(answer.get("stale") or f"the fork server ended: {words}")
+
+    def _for(self, variables: Mapping[str, str]) -> _Running:
+        """The server, or a new one when it was started otherwise or did enough."""
+        lasting = {key: value for key, value in variables.items() if key not in OF_ONE_JOB}
+        if self._running and (self._running.variables != lasting or self._running.num_jobs >= JOBS_PER_SERVER):
+            self.close()
+        self._running = self._running or _Running(lasting)
+        return self._running
+
+    def close(self) -> str:
+        """End the server, whose jobs go on. Returns the last line that it printed."""
+        server, self._running = self._running, None
+        return server.end() if server else ""
+
+
+class _Running:
+    """One server process."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self.variables, self.num_jobs = variables, 0
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the process
+        _adopt_orphans()
+        ours, its = socket.socketpair()
+        with ours, its:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "training.fork_server", str(its.fileno()), PADDING],
+                env={**variables, **dict.fromkeys(THREADS, "1"), JOB_ID: PADDING},  # which is last: see rename
+                pass_fds=[its.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                start_new_session=True,  # a Ctrl-C in the terminal is not for it
+            )
+            self._lines = ours.makefile("rw", encoding="utf-8")
+        self.pid = self._process.pid
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Its answer; empty when it has none any more."""
+        self.num_jobs += 1
+        try:
+            self._lines.write(json.dumps(request) + "\n")
+            self._lines.flush()
+            return dict(json.loads(self._lines.readline()))
+        except (OSError, ValueError):
+            return {}
+
+    def end(self) -> str:
+        """Kill it; there is nothing that it could lose. Returns the last line that it printed."""
+        self._process.kill()
+        self._process.wait()
+        with contextlib.suppress(OSError):
+            self._lines.close()
+        with self._log:
+            self._log.seek(0)
+            lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "without a word"
+
+
+def _adopt_orphans() -> None:
+    """Have this process be the parent of what its descendants leave behind, such as agents (Linux)."""
+    if not sys.platform.startswith("linux"):
+        raise CannotForkError("only Linux lets a process adopt the agents that a server forks")
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)

@@ -1,0 +1,256 @@
+"""Starts jobs from a warm process, without their imports: ``python -m training.fork_server SOCKET PADDING``.
+
+The server imports what jobs need and nothing else happens in it: no GPU is touched and no thread is started, so that
+its forks are as good as fresh processes. For each Request it forks an agent, which belongs to the process that asked
+(the server is not its parent, and may end). The agent of one rank is that rank; of several it is torchelastic's.
+
+One JSON object a line over the socket: a Request in; ``{"pid": 7}``, ``{"stale": why}`` (start another server) or
+``{"unsafe": why}`` (do without one) out. The server ends when the other end of its socket is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from training.config import JobConfig
+from training.main import run_rank_here
+from training.process import die_with_parent, leave, no_garbage_collection, redirect_output, rename
+from training.run_dir import JOB_ID, RunDir
+
+ALWAYS = (
+    "torch",
+    "torch._dynamo",  # by the first optimizer, and by DDP
+    "torch.distributed.launcher.api",
+    "training.distributed",
+    "training.job",
+    "training.rendezvous",
+)
+MONITOR_INTERVAL_S = 0.02
+"""Between two looks of an agent at its ranks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One job to start."""
+
+    run_dir: str
+    config: str
+    """The job's configuration as JSON: what to import for it."""
+    num_ranks: int
+    environment: dict[str, str]
+    """All of it."""
+    folder: str
+    """Working directory."""
+    cores: list[int]
+    """CPU cores to run on; empty for all."""
+
+
+def main() -> None:
+    """Serve until the other end hangs up."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    with control, control.makefile("rw", encoding="utf-8") as lines:
+        server = Server()
+        for line in lines:
+            lines.write(json.dumps(server.answer(Request(**json.loads(line)))) + "\n")
+            lines.flush()
+
+
+class Server:
+    """What was imported, and from which state of the files."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, int] = {}
+        self._prepare(ALWAYS)
+
+    def answer(self, request: Request) -> dict[str, int | str]:
+        """Start the job, or say why not."""
+        self._prepare(modules_of(JobConfig.model_validate_json(request.config)))
+        if changed := self._changed():
+            return {"stale": f"{changed} changed"}
+        if unsafe := _unsafe():
+            return {"unsafe": unsafe}
+        return {"pid": _fork_agent(request)}
+
+    def _prepare(self, names: tuple[str, ...]) -> None:
+        if all(name in sys.modules for name in names):
+            return
+        with no_garbage_collection():
+            for name in names:
+                with contextlib.suppress(Exception):  # a job that needs it will say what is wrong
+                    importlib.import_module(name)
+        self._files.update((path, _stamp(path)) for path in _sources() if path not in self._files)
+
+    def _changed(self) -> str | None:
+        return next((path for path, stamp in self._files.items() if _stamp(path) != stamp), None)
+
+
+def modules_of(config: JobConfig) -> tuple[str, ...]:
+    """What the ranks of `config` import, but for a task of the user's own, whose code runs in ranks only."""
+    names = []
+    if ":" not in config.task:
+        names.append(f"training.tasks.{config.task}")
+    if config.training.engine == "lightning":
+        names.append("training.lightning_engine")
+    if config.distributed.strategy == "fsdp":
+        names.append("training.fsdp")
+    if config.lora is not None:
+        names.append("training.lora")
+    architecture, transformers = config.model.architecture.replace("-", "_"), find_spec("transformers")
+    if transformers and any(
+        Path(path, "models", architecture).is_dir() for path in transformers.submodule_search_locations or ()
+    ):
+        names.append(f"transformers.models.{architecture}.modeling_{architecture}")
+    return tuple(names)
+
+
+def _sources() -> Iterator[str]:
+    """The files of loaded modules that are not installed packages, and the folders of those: pip changes them."""
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    for path in {file for file in files if file}:
+        installed = next((part for part in Path(path).parents if part.name in ("site-packages", "dist-packages")), None)
+        yield str(installed or path)
+
+
+def _stamp(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _unsafe() -> str:
+    """Why a fork of this process would not be as good as a fresh one."""
+    import torch
+
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        return f"an import started threads ({threads} run)"
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return "an import opened the GPU"
+    return ""
+
+
+def _fork_agent(request: Request) -> int:
+    """The process id of the agent, which is a child of the process that asked: that adopts orphans, and this is one."""
+    reading, writing = os.pipe()
+    between = os.fork()
+    if between == 0:
+        parent, agent = os.getpid(), os.fork()
+        if agent == 0:
+            _agent(request, parent, inherited=(int(sys.argv[1]), reading, writing))
+        os.write(writing, agent.to_bytes(8, "little"))
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        agent = int.from_bytes(pipe.read(8), "little")
+    os.waitpid(between, 0)
+    return agent
+
+
+def _agent(request: Request, parent: int, inherited: tuple[int, ...]) -> NoReturn:
+    """Everything a fresh process would be, then the job."""
+    try:
+        for descriptor in inherited:
+            os.close(descriptor)
+        os.setsid()
+        while os.getppid() == parent:
+            time.sleep(0.0001)
+        os.environ.clear()
+        os.environ.update(request.environment)
+        die_with_parent()
+        os.chdir(request.folder)
+        sys.path[0] = request.folder
+        importlib.invalidate_caches()
+        run_dir = RunDir(Path(request.run_dir))
+        rename(f"{sys.executable} -m training.main {run_dir.path}", job_id=request.environment[JOB_ID])
+        redirect_output(run_dir.log("agent"))
+        if request.cores:
+            os.sched_setaffinity(0, request.cores)
+        if request.num_ranks == 1:
+            run_rank_here(run_dir)
+        else:
+            _run_ranks(run_dir, request.num_ranks)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        leave(1)
+    leave(0)
+
+
+def _run_ranks(run_dir: RunDir, num_ranks: int) -> None:
+    """As ``torchrun --standalone``, with ranks that are forks of this agent."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from training.rendezvous import LOCAL
+
+    with _gpus_untouched():
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=num_ranks,
+            run_id=run_dir.path.name,
+            rdzv_backend=LOCAL,
+            max_restarts=0,
+            monitor_interval=MONITOR_INTERVAL_S,
+            start_method="fork",
+            logs_specs=DefaultLogsSpecs(log_dir=str(run_dir.logs / "torchrun")),
+        )
+    _leave_without_ranks()
+    elastic_launch(config, _rank)(str(run_dir.path))
+
+
+def _leave_without_ranks() -> None:
+    """Have this agent end when no rank is left: of those that left by ``os._exit(0)``, torchelastic awaits a word."""
+    children, seen = Path(f"/proc/self/task/{os.getpid()}/children"), [True]
+
+    def look(*_: object) -> None:
+        seen.append(bool(children.read_text()))
+        if True in seen[1:] and not any(seen[-2:]):
+            leave(1)
+
+    if children.exists():
+        signal.signal(signal.SIGALRM, look)
+        signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)  # which ranks do not inherit
+
+
+@contextlib.contextmanager
+def _gpus_untouched() -> Iterator[None]:
+    """torchelastic counts the GPUs, by CUDA, after which no fork of this process could use them; NVML is as good."""
+    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+def _rank(path: str) -> None:
+    """A rank, from here on like one that torchrun started."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)  # it inherited the agent's
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run_dir = RunDir(Path(path))
+    rename(f"{sys.executable} -m training.main {run_dir.path} rank {os.environ['RANK']}")
+    die_with_parent()
+    run_rank_here(run_dir)
+
+
+if __name__ == "__main__":
+    main()
