@@ -42,6 +42,8 @@ class Placement:
     threads_per_rank: int
     notices: tuple[Finding, ...] = ()
     """What was changed of the user's wish, and why."""
+    cores: tuple[int, ...] = ()
+    """The numbers of the CPU cores that are leased to the job on this machine (hpo/leases.py); none on GPUs."""
 
 
 ALONE = Placement(world_size=1, gpus=(), threads_per_rank=1)
@@ -50,8 +52,14 @@ ALONE = Placement(world_size=1, gpus=(), threads_per_rank=1)
 
 def detect_hardware() -> Hardware:
     """The visible GPUs and the usable CPU cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Hardware(gpus=_visible_gpus(), cores=cores)
+    return Hardware(gpus=_visible_gpus(), cores=len(usable_cores()))
+
+
+def usable_cores() -> tuple[int, ...]:
+    """The numbers of the CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
 
 
 def place(config: DistributedConfig, hardware: Hardware) -> Placement:
@@ -132,7 +140,7 @@ def _visible_gpus() -> tuple[str, ...]:
 def _memory_bytes(gpu: str) -> int:
     import pynvml
 
-    with _device(gpu) as handle:
+    with nvml_device(gpu) as handle:
         return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
 
 
@@ -140,12 +148,12 @@ def _is_ampere(gpu: str) -> bool:
     """Or newer."""
     import pynvml
 
-    with _device(gpu) as handle:
+    with nvml_device(gpu) as handle:
         return tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)) >= (8, 0)
 
 
 @contextlib.contextmanager
-def _device(gpu: str) -> Iterator[Any]:
+def nvml_device(gpu: str) -> Iterator[Any]:
     """NVML's handle of a GPU that CUDA_VISIBLE_DEVICES would name so."""
     import pynvml
 

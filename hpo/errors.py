@@ -5,7 +5,7 @@
     ├── StudyChangedError     the study's definition no longer matches what is stored
     ├── NoBestTrialError      the study has no completed trial yet
     ├── StorageError          the storage cannot be reached or opened
-    └── DeviceError           the devices asked for do not exist
+    └── DeviceError           the devices asked for do not exist or cannot be leased
 
 What is wrong in a YAML file is a ``training.errors.ConfigError`` and is handled the same way.
 """
@@ -34,4 +34,4 @@ class StorageError(HpoError):
 
 
 class DeviceError(HpoError):
-    """The machine has not what was asked for."""
+    """The machine has not what was asked for, or no safe place to keep the locks on it."""

@@ -1,7 +1,8 @@
 """What the tests share: a private PostgreSQL server, storages, a browser, and a watch on processes left behind.
 
 Every process of a job carries ``HPO_JOB_ID`` in its environment. This module adds ``HPO_TEST_SESSION`` to its own
-environment, which jobs inherit, so that two test runs on one machine do not hold each other's jobs for their own.
+environment, which jobs inherit, so that two test runs on one machine do not hold each other's jobs for their own, and
+``HPO_LEASES``, so that they do not wait for each other's devices.
 """
 
 from __future__ import annotations
@@ -34,8 +35,12 @@ LEFTOVER_GRACE_S = 2.0
 """A killed process may need a moment until it is gone."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    """Runs in each worker of xdist, which is a test run of its own."""
     os.environ[TEST_SESSION] = uuid.uuid4().hex
+    leases = tempfile.TemporaryDirectory(prefix="hpo-leases-", ignore_cleanup_errors=True)
+    os.environ["HPO_LEASES"] = leases.name
+    config.add_cleanup(leases.cleanup)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -26,7 +26,8 @@ PLACES: dict[str, KeyPath] = {
     "weight_decay": ("optimizer", "weight_decay"),
     **{key: ("training", key) for key in ("epochs", "precision", "accumulate_grad_batches", "engine")},
     **{key: ("training", key) for key in ("gradient_checkpointing", "max_grad_norm", "compile")},
-    **{key: ("distributed", key) for key in ("strategy", "devices", "num_nodes", "backend", "accelerator")},
+    **{key: ("distributed", key) for key in ("strategy", "devices", "share_devices")},
+    **{key: ("distributed", key) for key in ("num_nodes", "backend", "accelerator")},
 }
 """Where each flat key stands in a job's configuration."""
 
