@@ -6,19 +6,17 @@ Nothing heavy is imported before a command needs it.
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from hpo.endings import flush_and_leave, leave, outage, terminable
 from hpo.errors import HpoError, NoBestTrialError
 from training.errors import TrainingError
 
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
     from hpo.events import Event, Listener
     from hpo.tracking import MlflowTracker, NoTracker
     from hpo.train_best import Trained
-
-OUTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE}
-"""Errors of the file system that no code here is to blame for."""
 
 IN_THE_CHECKPOINT = ("task", "seed", "data.", "model.", "lora", "embedding.", "optimizer.", "scheduler.")
 """Keys whose values a checkpoint already holds the consequences of."""
@@ -107,15 +102,15 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
     database = open_storage(url)
     go_on = "the same command continues"
     if definition.config.study not in study_names(database):
-        with _terminable(lambda: go_on):
+        with terminable(lambda: go_on):
             _require_buildable(definition, study)
     opened = open_study(definition, database)
-    with _terminable(lambda: go_on), open_console() as console:
+    with terminable(lambda: go_on), open_console() as console:
         tracker = _tracker(definition, console)
         run = Sweep(definition, opened, _all(console, tracker))
         run.run()
     if run.hopeless is not None:
-        _exit(1, f"the first trials all failed in the same way, so the sweep ended:\n{show.failure_text(run.hopeless)}")
+        leave(1, f"the first trials all failed in the same way, so the sweep ended:\n{show.failure_text(run.hopeless)}")
     show.best(
         describe_best(opened),
         as_json=as_json,
@@ -123,6 +118,28 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
         tracking=tracker.where,
         storage=masked(url),
     )
+
+
+@app.command()
+def worker(
+    study: StudyOption,
+    launcher: LauncherOption = None,
+    settings: SetOption = None,
+    env: EnvOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Help a study that `hpo sweep` began, from another terminal or machine, until its budget is spent."""
+    from hpo.console import open_console
+    from hpo.definition import has_file, joined_definition
+    from hpo.orchestrator import Sweep
+    from hpo.study import definition_of, load_study
+
+    database, name, _ = _open(study if has_file(study) else None, env, settings, storage)
+    opened = load_study(name or study, database)
+    definition = joined_definition(definition_of(opened), settings=_launched_by(launcher, settings))
+    with terminable(lambda: "the other processes of the study go on"), open_console() as console:
+        tracker = _tracker(definition, console)
+        Sweep(definition, opened, _all(console, tracker)).run()
 
 
 @app.command()
@@ -152,7 +169,7 @@ def train(
     job = load_job(path, environment=env, settings=_launched_by(launcher, settings))
     preflight_job(job)
     name, last = config.stem if config else "resumed", LastJob()
-    with _terminable(lambda: last.go_on("hpo train")), open_console() as console:
+    with terminable(lambda: last.go_on("hpo train")), open_console() as console:
         tracker = connect(None, Path(job.output.root), _notice(console))
         trained = train_one(job, name, _all(console, tracker, last), resume=resume)
     _require_complete(trained)
@@ -179,7 +196,7 @@ def train_best_command(  # noqa: PLR0913 - its parameters are the command's opti
     _require_checkpoint(resume)
     definition, _, loaded = _opened(study, env, settings, storage)
     last, again = LastJob(), _again(study, env, settings, storage)
-    with _terminable(lambda: last.go_on(f"hpo train-best {again}")), open_console() as console:
+    with terminable(lambda: last.go_on(f"hpo train-best {again}")), open_console() as console:
         tracker = _tracker(definition, console)
         best, trained = train_best(loaded, _all(console, tracker, last), resume=resume, launcher=launcher)
         _require_complete(trained)
@@ -245,14 +262,14 @@ def validate(
         job = load_job(config, environment=env, settings=settings or ())
         placement, check = preflight_job(job), build([job])
         if check.failures:
-            _exit(2, f"error: {config}: {show.check_text(check)}")
+            leave(2, f"error: {config}: {show.check_text(check)}")
         again = shlex.join(["--config", str(config), *chosen])
         return show.valid_job(job, str(config), placement, as_json=as_json, again=again)
     definition = _define(str(study), env, settings or [])
     placement = preflight(definition)
     check = check_jobs(definition)
     if check.failures:
-        _exit(2, f"error: {study}: {show.check_text(check)}")
+        leave(2, f"error: {study}: {show.check_text(check)}")
     again = shlex.join(["--study", str(study), *chosen])
     show.valid(definition, placement, as_json=as_json, again=again)
 
@@ -305,42 +322,16 @@ def main() -> NoReturn:
     try:
         app(standalone_mode=True)
     except SystemExit as done:
-        _flush(done.code)
+        flush_and_leave(done.code)
     except NoBestTrialError as error:
-        _exit(1, f"error: {error}")
+        leave(1, f"error: {error}")
     except (HpoError, TrainingError) as error:
-        _exit(2, f"error: {error}")
+        leave(2, f"error: {error}")
     except Exception as error:
-        if (reason := _outage(error)) is None:
+        if (reason := outage(error)) is None:
             raise
-        _exit(1, f"error: {reason}")
+        leave(1, f"error: {reason}")
     sys.exit(0)
-
-
-def _flush(code: str | int | None) -> NoReturn:
-    """Exit with `code`, or with 1 when what was printed did not arrive."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        pass
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries once more at its end
-        _exit(1, f"error: stdout: {error.strerror}")
-    sys.exit(code)
-
-
-def _outage(error: BaseException) -> str | None:
-    """What went wrong around us, such as a full disk or a database that went away; None for a bug of ours."""
-    from hpo.masking import masked
-
-    named = {type(each).__name__ for each in (error, error.__cause__)}
-    if named & {"StorageInternalError", "OperationalError", "DatabaseError"}:
-        reason = f"the study database does not work: {error.__cause__ or error}"
-    elif isinstance(error, OSError) and error.errno in OUTAGES:
-        reason = str(error)
-    else:
-        return None
-    return masked(reason).splitlines()[0]
 
 
 def _again(study: str, env: str | None, settings: list[str] | None, storage: str | None) -> str:
@@ -446,7 +437,7 @@ def _require_buildable(definition: StudyDefinition, study: str) -> None:
     print("note: a new study: preparing its data and building its first models", file=sys.stderr)
     check = check_jobs(definition)
     if check.num_built == 0:
-        _exit(2, f"error: {study}: {check_text(check)}")
+        leave(2, f"error: {study}: {check_text(check)}")
     if check.failures:
         print(f"note: {check_text(check)}", file=sys.stderr)
 
@@ -456,39 +447,8 @@ def _require_complete(trained: Trained) -> None:
 
     failure = trained.result.failure
     if failure is not None and failure.kind in USER_MISTAKES:
-        _exit(2, f"error: {failure.message}\nlogs: {trained.result.run_dir.logs}")
+        leave(2, f"error: {failure.message}\nlogs: {trained.result.run_dir.logs}")
     if failure is not None:
         run_dir = trained.result.run_dir
         go_on = f"\ngo on with: hpo train --resume {shlex.quote(str(run_dir.path))}" if run_dir.last_epoch() else ""
-        _exit(1, f"the training failed: {failure_text(failure)}\nlogs: {run_dir.logs}{go_on}")
-
-
-@contextmanager
-def _terminable(go_on: Callable[[], str]) -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does, so that trials are told and ranks are gone.
-
-    `go_on` tells the user how to continue what was cut short.
-    """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    # What is ignored stays ignored: nohup.
-    heard = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in heard}
-    try:
-        yield
-    except KeyboardInterrupt:
-        _exit(130, f"interrupted; {go_on()}")
-    except Exception as error:
-        if (reason := _outage(error)) is None:
-            raise
-        _exit(1, f"error: {reason}\nwhat was finished is kept; {go_on()}")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _exit(code: int, message: str) -> NoReturn:
-    print(message, file=sys.stderr)
-    sys.exit(code)
+        leave(1, f"the training failed: {failure_text(failure)}\nlogs: {run_dir.logs}{go_on}")

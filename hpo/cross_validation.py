@@ -1,15 +1,17 @@
-"""The folds of one trial, each through ``run_single_trial``."""
+"""The folds of one trial: which to run next, what each said, and what they come to."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from hpo.events import JobFinished, JobLabel, JobProgress, JobStarted, Listener, Notice
-from hpo.trial import JobStatus, OnRecord, TrialResult, run_single_trial
+from hpo.events import JobLabel
+from hpo.job import Job
+from hpo.trial import JobStatus, TrialResult
 from training.config import JobConfig
 from training.errors import Failure, FailureKind
 from training.run_dir import Event, Record, RunDir
@@ -18,93 +20,100 @@ OnEpoch = Callable[[int, int, float], str]
 """Hears (fold, finished epochs, objective value); returns why the trial is to stop, or "" to let it go on."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FoldScores:
-    """What the folds of a trial came to: all `scores`, or fewer and a `failure`, or fewer because it was stopped."""
+class Folds:
+    """The folds of one trial, in order or several at a time, until all are scored, one fails or it is stopped.
 
-    scores: tuple[float, ...]
-    """Of the folds that ran to their end."""
-    failure: Failure | None = None
-    stopped: str = ""
-    """Why it was stopped."""
-    split_id: str | None = None
-    """Identity of the samples and folds, once a fold was trained."""
+    The same `config` gives the same folds in every trial. Used by one thread.
+    """
+
+    def __init__(self, config: JobConfig, folder: Path, label: JobLabel, metric: str, on_epoch: OnEpoch) -> None:
+        self.config, self._folder, self._label = config, folder, label
+        self._metric, self._on_epoch = metric, on_epoch
+        self._num_splits = config.cross_validation.num_splits
+        self._started = 0
+        self._running: dict[int, RunDir] = {}
+        self._scores: dict[int, float] = {}
+        self.split_id = config.cross_validation.split_id
+        """Identity of the samples and folds, once a fold was trained."""
+        self.failure: Failure | None = None
+        self.stopped = ""
+        """Why the trial was stopped."""
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Of the folds that ran to their end, by number."""
+        return tuple(score for _, score in sorted(self._scores.items()))
 
     @property
     def mean(self) -> float:
         """The trial's value."""
         return fmean(self.scores)
 
+    @property
+    def num_running(self) -> int:
+        """Folds that run now."""
+        return len(self._running)
 
-def evaluate_folds(
-    config: JobConfig, folder: Path, label: JobLabel, metric: str, on_epoch: OnEpoch, listen: Listener
-) -> FoldScores:
-    """Train and score every fold of `config`, in order, until one fails or is stopped.
+    @property
+    def num_left(self) -> int:
+        """Folds to start."""
+        return 0 if self.failure or self.stopped else self._num_splits - self._started
 
-    The same `config` gives the same folds in every trial. Exceptions (Ctrl-C) pass through, after the job is gone.
-    """
-    scores: list[float] = []
-    split_id = config.cross_validation.split_id
-    num_splits = config.cross_validation.num_splits
-    for fold in range(num_splits):
-        changes = {"cross_validation.fold": fold, "cross_validation.split_id": split_id, "output.save_model": False}
-        fold_label = JobLabel(study=label.study, trial=label.trial, fold=fold)
-        verdict = _Verdict(fold, metric, on_epoch)
-        job = config.with_values(changes)
-        result = run_job(job, RunDir(folder / f"fold_{fold}"), fold_label, verdict, listen)
-        failure = result.failure or _unusable(metric, result)
-        if failure is not None:
-            return FoldScores(scores=tuple(scores), failure=failure, split_id=split_id)
-        split_id = result.split_id
-        if result.status is JobStatus.COMPLETE:
-            scores.append(result.metrics[metric])
-        if result.status is JobStatus.STOPPED or (verdict.reason and len(scores) < num_splits):
-            reason = verdict.reason or f"fold {fold} was asked to stop"
-            return FoldScores(scores=tuple(scores), stopped=reason, split_id=split_id)
-    return FoldScores(scores=tuple(scores), split_id=split_id)
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing runs and nothing is to start."""
+        return not self.num_running and not self.num_left
 
+    @property
+    def next_label(self) -> JobLabel:
+        """Of the fold that `start` would give."""
+        return JobLabel(study=self._label.study, trial=self._label.trial, fold=self._started)
 
-class _Verdict:
-    """Why a fold was told to stop. It holds also when the fold was over before it heard of it."""
+    def start(self, changes: Mapping[str, Any]) -> Job:
+        """The next fold as a job, its configuration with `changes`, which say where it runs."""
+        label, fold = self.next_label, self._started
+        self._started += 1
+        own = {"cross_validation.fold": fold, "cross_validation.split_id": self.split_id, "output.save_model": False}
+        run_dir = self._running[fold] = RunDir(self._folder / f"fold_{fold}")
+        return Job(label=label, config=self.config.with_values({**own, **changes}), run_dir=run_dir)
 
-    def __init__(self, fold: int, metric: str, on_epoch: OnEpoch) -> None:
-        self._fold, self._metric, self._on_epoch = fold, metric, on_epoch
-        self.reason = ""
-
-    def __call__(self, record: Record) -> bool:
+    def hear(self, fold: int, record: Record) -> None:
+        """A fold tells something; it may be the reason to stop the trial."""
         value = record.values.get(self._metric) if record.event is Event.EVALUATE else None
-        if not self.reason and value is not None and math.isfinite(value):
-            self.reason = self._on_epoch(self._fold, record.epoch, value)
-        return bool(self.reason)
+        if self.failure or self.stopped:
+            self._ask_to_stop()  # again: one that had only just begun to start has not heard it
+        elif value is not None and math.isfinite(value):
+            self._stop(self._on_epoch(fold, record.epoch, value))
+
+    def finish(self, fold: int, result: TrialResult) -> None:
+        """A fold has ended."""
+        del self._running[fold]
+        self.failure = self.failure or result.failure or _unusable(self._metric, result, self.split_id)
+        if self.failure:
+            return self._ask_to_stop()
+        self.split_id = result.split_id
+        if result.status is JobStatus.COMPLETE:
+            self._scores[fold] = result.metrics[self._metric]
+        if len(self._scores) == self._num_splits:
+            self.stopped = ""  # it was over before it heard of it
+        elif result.status is JobStatus.STOPPED:
+            self._stop(f"fold {fold} was asked to stop")
+
+    def _stop(self, reason: str) -> None:
+        self.stopped = self.stopped or reason
+        if self.stopped:
+            self._ask_to_stop()
+
+    def _ask_to_stop(self) -> None:
+        for run_dir in self._running.values():
+            with contextlib.suppress(FileNotFoundError):  # not there yet
+                run_dir.request_stop()
 
 
-def run_job(
-    config: JobConfig,
-    run_dir: RunDir,
-    label: JobLabel,
-    on_record: OnRecord,
-    listen: Listener,
-    *,
-    resume: bool = False,
-) -> TrialResult:
-    """``run_single_trial`` with its events sent to `listen`, also when it is interrupted."""
-    result: TrialResult | None = None
-
-    def tell(record: Record) -> bool:
-        listen(JobProgress(label=label, record=record))
-        return on_record(record)
-
-    listen(JobStarted(label=label, config=config, run_dir=run_dir))
-    try:
-        result = run_single_trial(
-            config, run_dir, on_record=tell, on_notice=lambda text: listen(Notice(message=text)), resume=resume
-        )
-    finally:
-        listen(JobFinished(label=label, result=result))
-    return result
-
-
-def _unusable(metric: str, result: TrialResult) -> Failure | None:
+def _unusable(metric: str, result: TrialResult, split_id: str | None) -> Failure | None:
+    """Why the score of a job that did not fail cannot be used."""
+    if split_id not in (None, result.split_id):
+        return Failure(kind=FailureKind.DATA, message="the data changed between two folds of this trial")
     if metric in result.metrics:
         value = result.metrics[metric]
         return None if math.isfinite(value) else Failure(kind=FailureKind.NON_FINITE, message=f"{metric} is {value}")

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from hpo.environment import ENVIRONMENTS, OVERLAYS, detect_environment
 from hpo.errors import StudyNotFoundError
+from hpo.masking import masked
 from hpo.search_space import VOLATILE, distribution, grid, space_problems
 from hpo.study_config import StudyConfig
 from training.config import (
@@ -81,6 +82,17 @@ class StudyDefinition:
             assign(sampled.values, path, value)
             sampled.places[path] = f"sampled {key}={value}"
         return job_config(merge([self.layer, sampled, self.settings]))
+
+    def stored(self) -> dict[str, Any]:
+        """All of it as plain values but passwords, for `joined_definition`."""
+        uri = self.config.mlflow
+        without_secret = uri if uri and masked(uri) == uri else None
+        return {
+            "study": self.config.model_dump(by_alias=True) | {"storage": None, "mlflow": without_secret},
+            "job": self.job.model_dump(),
+            "environment": self.environment,
+            "settings": self.settings.values,
+        }
 
     def identity(self) -> dict[str, Any]:
         """What makes scores comparable; a study in the storage must not be continued with another one."""
@@ -173,6 +185,28 @@ def load_job(path: Path, *, environment: str | None = None, settings: Sequence[s
     if problems or job is None:
         raise ConfigError(problems)
     return job
+
+
+def has_file(study: str) -> bool:
+    """Whether there is a file of a study by that name or path."""
+    return any(find_file(name) for name in (study, f"studies/{study}.yaml"))
+
+
+def joined_definition(stored: Mapping[str, Any], *, settings: Sequence[str] = ()) -> StudyDefinition:
+    """The definition that a study keeps; `settings` say where jobs run here. Raises ConfigError."""
+    chosen = settings_layer(settings)
+    for key in dict(flatten(chosen.values)):
+        if not key.startswith(VOLATILE):
+            message = "a worker does what the study says; --set takes only where it runs: distributed.*, output.*"
+            raise ConfigError([Problem(place=f"--set {key}", message=message)])
+    layer = merge([Layer(stored["job"]), chosen])
+    return StudyDefinition(
+        config=StudyConfig.model_validate(stored["study"]),
+        job=job_config(layer),
+        environment=stored["environment"],
+        layer=layer,
+        settings=merge([Layer(stored["settings"]), chosen]),
+    )
 
 
 def base_job(*, environment: str | None = None, settings: Sequence[str] = ()) -> JobConfig:

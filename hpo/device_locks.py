@@ -45,12 +45,8 @@ def lock_folder() -> Path:
 
 
 def _named_folder() -> Path:
-    if named := os.environ.get(FOLDER_VARIABLE):
-        return Path(named)
-    session = Path(os.environ.get("XDG_RUNTIME_DIR") or "no session")
-    if session.is_dir() and session.stat().st_uid == os.getuid():  # `su` leaves another user's in the environment
-        return session / "hpo-devices"
-    return Path(tempfile.gettempdir()) / f"hpo-devices-{os.getuid()}"
+    named = os.environ.get(FOLDER_VARIABLE)
+    return Path(named) if named else Path(tempfile.gettempdir()) / f"hpo-devices-{os.getuid()}"
 
 
 def _distrusted(found: os.stat_result) -> str | None:

@@ -11,7 +11,6 @@ import psutil
 
 from hpo.devices import nvml_device
 from hpo.errors import DeviceError
-from training.run_dir import PARENT_PID
 
 POLL_INTERVAL_S = 0.05
 
@@ -62,7 +61,7 @@ def _is_of_a_job(pid: int) -> bool:
     try:
         process = psutil.Process(pid)
         is_dead = process.status() == psutil.STATUS_ZOMBIE
-        return is_dead or process.environ().get(PARENT_PID) == str(os.getpid())
+        return is_dead or os.getpid() in (each.pid for each in process.parents())
     except psutil.NoSuchProcess:
         return True
     except (psutil.Error, OSError):  # another user's

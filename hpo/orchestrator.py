@@ -1,10 +1,13 @@
-"""The sweep: ask -> evaluate the folds -> tell, until the budget is spent. Only this process writes to the study."""
+"""The sweep: ask -> run the folds, side by side with others' -> tell, until the budget is spent.
+
+One thread asks, decides, tells and is heard; jobs run in Slots. Of this process only that thread writes to the study.
+"""
 
 from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,15 @@ from optuna.artifacts import upload_artifact
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState as OptunaState
 
-from hpo.cross_validation import FoldScores, evaluate_folds
+from hpo.cross_validation import Folds
 from hpo.definition import StudyDefinition
+from hpo.devices import detect_hardware
 from hpo.errors import StudyNotFoundError
 from hpo.events import (
+    Event,
+    JobFinished,
     JobLabel,
+    JobProgress,
     Listener,
     Notice,
     SweepFinished,
@@ -29,6 +36,8 @@ from hpo.events import (
 )
 from hpo.memory_check import CONSTRAINT, MemoryCheck
 from hpo.pruning import Pruner, StepAxis
+from hpo.resources import Resources
+from hpo.slots import Slots
 from hpo.storage import artifact_store
 from hpo.study import (
     FAILURE,
@@ -59,15 +68,28 @@ HOPELESS_AFTER = 3
 BY_CHANCE = {FailureKind.NON_FINITE, FailureKind.OOM, FailureKind.SIGNAL, FailureKind.INFRASTRUCTURE}
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A trial that is being evaluated."""
+
+    trial: optuna.Trial
+    folds: Folds
+
+
 class Sweep:
-    """One run of ``hpo sweep``: evaluates trials of `study` one after the other."""
+    """One run of ``hpo sweep`` or ``hpo worker``: evaluates trials of `study`, as many at a time as have room."""
 
     def __init__(self, definition: StudyDefinition, study: optuna.Study, listen: Listener) -> None:
         self._definition, self._study, self._listen = definition, study, listen
         self._started = 0.0
         self._axis = StepAxis(definition.max_epochs)
         self._failures: list[Failure | None] = []
-        self._memory = MemoryCheck(lambda text: listen(Notice(message=text)))
+        self._memory = MemoryCheck(self._say)
+        self._resources = Resources(definition, detect_hardware(), self._say)
+        self._slots = Slots()
+        self._trials: dict[int, Running] = {}
+        self._asks = True
+        """Whether it still asks for new trials."""
         self.hopeless: Failure | None = None
         """Why the sweep gave up, when it did."""
 
@@ -90,10 +112,10 @@ class Sweep:
                 done = f"the study has the {self._total()} trials that were asked for"
                 self._listen(Notice(message=f"{done}; a larger --trials goes on"))
             self._started = time.monotonic()  # opening MLflow takes seconds that belong to no trial
-            while self._goes_on():
-                self._run_trial()
+            self._work()
             interrupted = False
         except BaseException as error:
+            self._end_jobs()
             if isinstance(error, KeyError) and self._study.study_name not in study_names(self._study._storage):
                 raise StudyNotFoundError(f"study '{self._study.study_name}' was deleted while it ran") from error
             self._give_back(error)
@@ -101,11 +123,87 @@ class Sweep:
         finally:
             self._listen(SweepFinished(interrupted=interrupted))
 
+    def _work(self) -> None:
+        """Start jobs while there is room and a budget, and hear them, until none runs."""
+        while True:
+            while self._start_job():
+                pass
+            if not self._slots:
+                return
+            self._hear(self._slots.hear())
+
+    def _start_job(self) -> bool:
+        """Start the next fold of a trial that waits, or of a new trial, or another of one that runs. Whether it did."""
+        if not self._resources.has_room:
+            return False
+        is_fold_first = self._definition.config.resources.parallel_folds == "on"
+        running = self._waiting(beside_others=is_fold_first) or self._new_trial() or self._waiting(beside_others=True)
+        if running is None or running.folds.is_over:
+            return running is not None
+        num_devices = self._resources.offer(running.folds.config, self._num_jobs_left())
+        if num_devices:
+            label = running.folds.next_label
+            self._slots.start(running.folds.start(self._resources.take(label, num_devices)))
+        return num_devices > 0
+
+    def _waiting(self, *, beside_others: bool) -> Running | None:
+        """The first trial with a fold to start: one of which none runs, or any if folds may run side by side."""
+        any_will_do = beside_others and self._definition.config.resources.parallel_folds != "off"
+        waiting = (each for each in self._trials.values() if each.folds.num_left)
+        return next((each for each in waiting if any_will_do or not each.folds.num_running), None)
+
+    def _new_trial(self) -> Running | None:
+        """A trial that is told at once, when there is nothing to run, comes back as one that is over."""
+        if len(self._trials) >= self._resources.max_trials:
+            return None
+        self._asks = self._asks and self._goes_on()
+        return self._begin_trial() if self._asks else None
+
+    def _num_jobs_left(self) -> int:
+        folds = self._definition.job.cross_validation.num_splits
+        to_ask = self._total() - places_taken(self._study) if self._asks else 0
+        return sum(each.folds.num_left for each in self._trials.values()) + max(0, to_ask) * folds
+
+    def _hear(self, event: Event | None) -> None:
+        """Pass on what a job tells, and decide what follows from it."""
+        if event is None:
+            return
+        self._listen(event)
+        if not isinstance(event, JobProgress | JobFinished) or event.label.trial is None or event.label.fold is None:
+            return
+        running = self._trials[event.label.trial]
+        if isinstance(event, JobProgress):
+            self._resources.hear(event.label, event.record)
+            running.folds.hear(event.label.fold, event.record)
+            return
+        self._resources.give_back(event.label)
+        if event.result is not None:
+            running.folds.finish(event.label.fold, event.result)
+        if event.result is not None and running.folds.is_over:
+            self._tell(running)
+
+    def _end_jobs(self) -> None:
+        """End every job, and hear of it; nothing of it counts."""
+        self._slots.cancel()
+        while self._slots:
+            try:
+                event = self._slots.hear()
+            except KeyboardInterrupt:
+                self._slots.cancel(at_once=True)
+            except Exception:  # what broke one often breaks them all
+                continue
+            else:
+                if event is not None:
+                    self._listen(event)
+
+    def _say(self, text: str) -> None:
+        self._listen(Notice(message=text))
+
     def _goes_on(self) -> bool:
         budget = self._definition.config.budget
         num_taken = places_taken(self._study)
         if self.hopeless is not None or num_taken >= self._total():
-            if running := num_taken - len(finished_trials(self._study)):
+            if running := num_taken - len(finished_trials(self._study)) - len(self._trials):
                 self._listen(Notice(message=f"the last {running} of {self._total()} trials run in other processes"))
             return False
         if budget.timeout is not None and time.monotonic() - self._started >= budget.timeout:
@@ -134,16 +232,16 @@ class Sweep:
             definition=self._definition.identity(),
         )
 
-    def _run_trial(self) -> None:
+    def _begin_trial(self) -> Running | None:
         with FileLock(folder_of(self._study) / ".ask.lock"):  # a sweep beside this one sees it before it samples
             trial, params = ask(self._study, self._definition)
         if places_taken(self._study, before=trial.number) >= self._total():
             withdraw(self._study, trial.number)  # another process took the last place at the same moment
-            return
-        try:
-            self._tell(trial, self._evaluate(trial, params))
-        except UpdateFinishedTrialError:
-            self._finished(trial.number, TrialState.FAIL, (), reason="it was ended from outside")
+            return None
+        running = self._trials[trial.number] = Running(trial, self._folds(trial, params))
+        if running.folds.is_over:
+            self._tell(running)
+        return running
 
     def _give_back(self, error: BaseException) -> None:
         """No trial stays RUNNING, whatever happened; one that is not to blame (Ctrl-C, a full disk) is queued again."""
@@ -157,20 +255,17 @@ class Sweep:
                 self._study.tell(trial.number, state=OptunaState.FAIL)
             self._finished(trial.number, TrialState.FAIL, (), reason=reason)
 
-    def _evaluate(self, trial: optuna.Trial, params: dict[str, Any]) -> FoldScores:
+    def _folds(self, trial: optuna.Trial, params: dict[str, Any]) -> Folds:
+        """The folds of a new trial; over before they begin when the values do not go together or will not fit."""
         try:
-            config = self._definition.trial_config(params)
+            config, failure = self._definition.trial_config(params), None
         except ConfigError as error:
-            self._listen(TrialStarted(number=trial.number, params=params, config=self._definition.job))
-            return FoldScores(scores=(), failure=Failure(kind=FailureKind.CONFIG, message=str(error)))
+            config, failure = self._definition.job, Failure(kind=FailureKind.CONFIG, message=str(error))
         self._listen(TrialStarted(number=trial.number, params=params, config=config))
         objective = self._definition.config.objective
         split_id = known_split(self._study, self._definition) or config.cross_validation.split_id
         config = config.with_values({"cross_validation.split_id": split_id})
         folder = trial_folder(self._study, trial.number)
-        self._keep_config(trial, config, folder)
-        if too_large := self._too_large(trial, config):
-            return FoldScores(scores=(), stopped=too_large, split_id=split_id)
         maximize = objective.direction == "maximize"
         pruner = Pruner(self._study, self._definition.config.stopping, self._axis, maximize=maximize)
         values: dict[int, float] = {}
@@ -178,11 +273,19 @@ class Sweep:
         def on_epoch(fold: int, epoch: int, value: float) -> str:
             step = self._axis.step(fold, epoch)
             values[step] = value
-            trial.report(value, step)
+            try:
+                trial.report(value, step)
+            except UpdateFinishedTrialError:
+                return "it was ended from outside"
             return pruner.reason_to_stop(values, fold, epoch)
 
         label = JobLabel(study=self._study.study_name, trial=trial.number)
-        return evaluate_folds(config, folder, label, objective.metric, on_epoch, self._listen)
+        folds = Folds(config, folder, label, objective.metric, on_epoch)
+        folds.failure = failure
+        if failure is None:
+            self._keep_config(trial, config, folder)
+            folds.stopped = self._too_large(trial, config)
+        return folds
 
     def _too_large(self, trial: optuna.Trial, config: JobConfig) -> str:
         """Why `config` will not fit its devices; the sampler learns it as a violated constraint."""
@@ -199,7 +302,15 @@ class Sweep:
         write_atomically(path, dump_yaml(config.model_dump()).encode())
         upload_artifact(artifact_store=artifact_store(self._definition.root), file_path=str(path), study_or_trial=trial)
 
-    def _tell(self, trial: optuna.Trial, folds: FoldScores) -> None:
+    def _tell(self, running: Running) -> None:
+        """A trial is over: tell the study."""
+        del self._trials[running.trial.number]
+        try:
+            self._tell_study(running.trial, running.folds)
+        except UpdateFinishedTrialError:
+            self._finished(running.trial.number, TrialState.FAIL, (), reason="it was ended from outside")
+
+    def _tell_study(self, trial: optuna.Trial, folds: Folds) -> None:
         trial.set_user_attr(FOLD_SCORES, list(folds.scores))
         trial.set_user_attr(SPLIT_ID, folds.split_id)
         self._failures.append(folds.failure)

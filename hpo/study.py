@@ -42,8 +42,9 @@ OWNERLESS_S = 60.0
 """A trial without an owner is given this long between being asked for and saying who evaluates it."""
 CLOCK_STEP_S = 5.0
 """Two readings of when a process began may differ by this much, when the clock was set meanwhile."""
-UID, IDENTITY, FOLDER = "hpo:uid", "hpo:definition", "hpo:folder"
-"""Study attributes: its unique id, what makes its scores comparable, and its folder of run directories."""
+UID, IDENTITY, FOLDER, DEFINITION = "hpo:uid", "hpo:definition", "hpo:folder", "hpo:study"
+"""Study attributes: its unique id, what makes its scores comparable, its folder of run directories, and all of its
+definition as it was last swept, for workers."""
 OWNER, SAMPLED, INTERRUPTED = "hpo:owner", "hpo:sampled", "hpo:interrupted"
 FOLD_SCORES, FAILURE, SPLIT_ID = "hpo:fold_scores", "hpo:failure", "hpo:split_id"
 """Trial attributes: the process evaluating it, its complete parameters, whether it was cut short; its folds' scores,
@@ -69,7 +70,16 @@ def open_study(definition: StudyDefinition, storage: optuna.storages.BaseStorage
             + "\nScores would not be comparable: undo the change (file, --set, --folds), or give the study a new name"
             " (study: in its file)."
         )
+    if study.user_attrs.get(DEFINITION) != definition.stored():
+        study.set_user_attr(DEFINITION, definition.stored())
     return study
+
+
+def definition_of(study: optuna.Study) -> dict[str, Any]:
+    """The definition with which `study` was last begun or continued."""
+    if DEFINITION not in study.user_attrs:
+        raise StudyChangedError(f"study '{study.study_name}' keeps no definition to join; continue it with hpo sweep")
+    return dict(study.user_attrs[DEFINITION])
 
 
 def load_study(name: str, storage: optuna.storages.BaseStorage) -> optuna.Study:

@@ -6,13 +6,14 @@ import re
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from training.config import Section
 
 Scalar = None | bool | int | float | str
 SafeInt = Annotated[int, Field(ge=-(2**53), le=2**53)]
 """Optuna keeps values as floats, which are exact up to here."""
+PositiveInt = Annotated[int, Field(ge=1)]
 MAX_STEPS = 10**9
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -127,6 +128,25 @@ class BudgetConfig(Section):
     """Start no new trial after this time, such as `30m` or `2h`."""
 
 
+class ResourcesConfig(Section):
+    """What a search takes of this machine, and how it shares it out. Devices are the GPUs, or the CPU's cores."""
+
+    devices_per_trial: Literal["auto"] | PositiveInt = "auto"
+    """Devices of one job. `auto` is what `distributed` asks for; where it leaves that open, trials run side by side on
+    one device each, or on all of them in turn when a first fold shows that this is faster."""
+    max_parallel_trials: Literal["auto"] | PositiveInt = "auto"
+    """Trials at a time. `auto` is as many as there are devices for, but not above a quarter of `budget.trials`: the
+    sampler learns from trials that are told. With 1 (and one device each) a search is the same whenever it runs."""
+    parallel_folds: Literal["auto", "on", "off"] = "auto"
+    """Folds of one trial at a time: as devices are free, or only one. `auto` gives devices to other trials first; folds
+    that start later need not start at all when the trial is stopped."""
+
+    @field_validator("parallel_folds", mode="before")
+    @classmethod
+    def _as_in_yaml_1_1(cls, value: object) -> object:
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 class StudyConfig(Section):
     """One study."""
 
@@ -144,6 +164,7 @@ class StudyConfig(Section):
     sampler: SamplerConfig = SamplerConfig()
     stopping: StoppingConfig = StoppingConfig()
     budget: BudgetConfig = BudgetConfig()
+    resources: ResourcesConfig = ResourcesConfig()
     storage: str | None = None
     """SQLAlchemy URL of the study database; null is `sqlite:///<output.root>/studies.db`."""
     mlflow: str | None = None

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import optuna
 
-from hpo.cross_validation import run_job
 from hpo.errors import HpoError
 from hpo.events import Event, JobLabel, JobStarted, Listener
+from hpo.job import Job, run_job
 from hpo.report import BestTrial, describe_best
 from hpo.study import folder_of
 from hpo.trial import TrialResult
@@ -59,7 +59,7 @@ def train_one(config: JobConfig, name: str, listen: Listener, *, resume: Path | 
 
 
 def _train(config: JobConfig, run_dir: RunDir, label: JobLabel, listen: Listener, *, resume: bool = False) -> Trained:
-    result = run_job(config, run_dir, label, lambda record: False, listen, resume=resume)
+    result = run_job(Job(label=label, config=config, run_dir=run_dir), listen, resume=resume)
     return Trained(label=label, config=config, result=result)
 
 

@@ -5,13 +5,15 @@ place -> prepare run dir -> launch -> follow (report, stop) -> collect -> nothin
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from hpo.devices import Placement, detect_hardware, place
+from hpo.devices import Placement, detect_hardware
 from hpo.launchers import Job, command_line, launch
+from hpo.leases import LeaseCancelled, lease
 from training.config import JobConfig
 from training.errors import Failure, FailureKind, TrainingError
 from training.run_dir import Event, Record, RunDir, Tail
@@ -49,26 +51,79 @@ OnRecord = Callable[[Record], bool]
 OnNotice = Callable[[str], None]
 
 
+class JobCancelled(Exception):
+    """The job was called off; nothing is left of it."""
+
+
+class Cancellation:
+    """Calls jobs off, from another thread."""
+
+    def __init__(self) -> None:
+        self._requested, self._urgent = threading.Event(), threading.Event()
+
+    def request(self, *, at_once: bool = False) -> None:
+        """Have the jobs end in good order, or be killed `at_once`."""
+        if at_once:
+            self._urgent.set()
+        self._requested.set()
+
+    def is_requested(self) -> bool:
+        """Whether the jobs are to end."""
+        return self._requested.is_set()
+
+    def is_urgent(self) -> bool:
+        """Whether to wait no longer for those that were asked to."""
+        return self._urgent.is_set()
+
+
+NEVER = Cancellation()
+"""Of a job that nobody calls off."""
+
+
 def run_single_trial(
-    config: JobConfig, run_dir: RunDir, *, on_record: OnRecord, on_notice: OnNotice, resume: bool = False
+    config: JobConfig,
+    run_dir: RunDir,
+    *,
+    on_record: OnRecord,
+    on_notice: OnNotice,
+    cancellation: Cancellation = NEVER,
+    resume: bool = False,
 ) -> TrialResult:
-    """Train `config` in `run_dir` with as many ranks as it gets devices, and return what came of it.
+    """Train `config` in `run_dir` on devices that it has to itself, a rank each, and return what came of it.
 
     `resume` goes on from the newest checkpoint in `run_dir`; otherwise what an earlier attempt left is cleared.
 
     A distributed job that cannot start is run again as one process, and `on_notice` hears why. A failure of the job is
     a result, not an exception; an exception raised meanwhile (Ctrl-C, a callback's) ends the job's processes first.
-    Raises DeviceError. Called by the orchestrator, on a thread that lives as long as the job.
+    Raises DeviceError, and JobCancelled soon after `cancellation` asks for it. Called by the orchestrator, on a thread
+    that lives as long as the job.
     """
-    hardware = detect_hardware()
-    placement = place(config.distributed, hardware)
+    try:
+        is_cancelled = cancellation.is_requested
+        with lease(config.distributed, detect_hardware(), on_wait=on_notice, is_cancelled=is_cancelled) as placement:
+            return _run(config, run_dir, placement, _Ears(on_record, on_notice, cancellation), resume=resume)
+    except LeaseCancelled as error:
+        raise JobCancelled from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Ears:
+    """Who hears of a job, and whom it hears."""
+
+    on_record: OnRecord
+    on_notice: OnNotice
+    cancellation: Cancellation
+
+
+def _run(config: JobConfig, run_dir: RunDir, placement: Placement, ears: _Ears, *, resume: bool) -> TrialResult:
+    on_notice = ears.on_notice
     for finding in placement.notices:
         on_notice(str(finding))
-    alone = place(config.distributed.model_copy(update={"strategy": "none", "num_nodes": 1}), hardware)
+    alone = _alone(config, placement)
     attempted = (config.distributed.backend, placement.world_size)
     if attempted in _FAILED_STARTS:
         placement = alone
-    on_record = _telling(run_dir, placement, on_record, on_notice)
+    ears = replace(ears, on_record=_telling(run_dir, placement, ears))
     run_dir.prepare(config, resume=resume)
     run_dir.add_findings(placement.notices)
     if placement.num_nodes > 1:
@@ -76,39 +131,45 @@ def run_single_trial(
             "the other machine" if placement.num_nodes == 2 else f"each of the other {placement.num_nodes - 1} machines"
         )
         on_notice(f"start this on {others} within 10 minutes, from this folder: {command_line(run_dir, placement)}")
-    result = _attempt(config, run_dir, placement, on_record, on_notice)
+    result = _attempt(config, run_dir, placement, ears)
     if placement.world_size > 1 and placement.num_nodes == 1 and _did_not_start(result):
         assert result.failure is not None
         _FAILED_STARTS.add(attempted)
         on_notice(f"the distributed start failed, falling back to one process: {result.failure.message}")
         run_dir.prepare(config, resume=resume)
-        result = _attempt(config, run_dir, alone, on_record, on_notice)
+        result = _attempt(config, run_dir, alone, ears)
     return result
 
 
-def _telling(run_dir: RunDir, placement: Placement, on_record: OnRecord, on_notice: OnNotice) -> OnRecord:
-    """`on_record`, and what rank 0 found before its first step is told when it starts."""
+def _alone(config: JobConfig, placement: Placement) -> Placement:
+    """One process on the same devices, where the ranks cannot start."""
+    threads = placement.threads_per_rank
+    if config.distributed.threads_per_rank == "auto":
+        threads *= placement.world_size // placement.num_nodes
+    return replace(placement, world_size=1, num_nodes=1, gpus=placement.gpus[:1], threads_per_rank=threads)
+
+
+def _telling(run_dir: RunDir, placement: Placement, ears: _Ears) -> OnRecord:
+    """The listener, and what rank 0 found before its first step is told when it starts."""
 
     def tell(record: Record) -> bool:
         if record.event is Event.START:
             for finding in run_dir.load_findings():
                 if finding not in placement.notices:
-                    on_notice(str(finding))
-        return on_record(record)
+                    ears.on_notice(str(finding))
+        return ears.on_record(record)
 
     return tell
 
 
-def _attempt(
-    config: JobConfig, run_dir: RunDir, placement: Placement, on_record: OnRecord, on_notice: OnNotice
-) -> TrialResult:
+def _attempt(config: JobConfig, run_dir: RunDir, placement: Placement, ears: _Ears) -> TrialResult:
     started, outcome = time.monotonic(), None
     try:
         config.batch_plan(placement.world_size)
         # What was recorded before is that of the part which a resumed job does not repeat.
         tail = Tail(run_dir, offset=run_dir.metrics.stat().st_size if run_dir.metrics.exists() else 0)
-        job = launch(config, run_dir, placement, on_notice)
-        exit_status = _follow(job, tail, run_dir, on_record)
+        job = launch(config, run_dir, placement, ears.on_notice)
+        exit_status = _follow(job, tail, run_dir, ears)
         outcome = run_dir.load_result()  # a written result counts, however the processes ended afterwards
         failure = None if outcome else run_dir.load_error() or _unexplained(run_dir, placement, exit_status)
     except TrainingError as error:  # a batch that cannot be shared; a record that a full disk cut off
@@ -125,18 +186,20 @@ def _attempt(
     )
 
 
-def _follow(job: Job, tail: Tail, run_dir: RunDir, on_record: OnRecord) -> int:
-    """Pass on every record until the job is gone; ask it to stop when `on_record` says so. Returns its exit status."""
+def _follow(job: Job, tail: Tail, run_dir: RunDir, ears: _Ears) -> int:
+    """Pass on every record until the job is gone; ask it to stop when a listener says so. Returns its exit status."""
     try:
         running = True
         while running:
             job.wait(POLL_INTERVAL_S)
             running = job.poll() is None  # looked at before the last read, so nothing written meanwhile is missed
             for record in tail.read():
-                if on_record(record):
+                if ears.on_record(record):
                     run_dir.request_stop()
+            if ears.cancellation.is_requested():
+                raise JobCancelled
     finally:
-        job.end()
+        job.end(ears.cancellation.is_urgent)
     return job.poll() or 0
 
 

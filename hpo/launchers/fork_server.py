@@ -20,7 +20,7 @@ from typing import Any
 
 from hpo.devices import ALONE, Placement
 from hpo.launchers.job import ForkedProcess, Job
-from hpo.launchers.processes import environment, new_job_id
+from hpo.launchers.processes import cores_of, environment, new_job_id
 from training.config import JobConfig
 from training.run_dir import JOB_ID, PARENT_PID, RunDir
 
@@ -67,7 +67,7 @@ class ForkServer:
             "num_ranks": placement.world_size,
             "environment": environment(placement, job_id),
             "folder": os.getcwd(),
-            "cores": [],
+            "cores": cores_of(placement),
         }
         with self._lock:
             return Job(ForkedProcess(self._ask(request)), job_id)

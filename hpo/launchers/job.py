@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import psutil
@@ -86,15 +86,17 @@ class Job:
         finally:
             os.close(descriptor)
 
-    def end(self) -> None:
+    def end(self, is_urgent: Callable[[], bool] = lambda: False) -> None:
         """TERM, bounded wait, KILL, bounded wait; returns when no process of the job is left.
 
-        An impatient second Ctrl-C ends the first wait, not the killing.
+        An impatient second Ctrl-C, here or as `is_urgent` tells of it, ends the first wait, not the killing.
         """
         try:
             if self.poll() is None:
                 self._process.terminate()
-                self.wait(TERM_GRACE_S)
+                deadline = time.monotonic() + TERM_GRACE_S
+                while self.poll() is None and time.monotonic() < deadline and not is_urgent():
+                    self.wait(0.1)
         finally:
             with _deaf():
                 kill_processes(self._job_id)

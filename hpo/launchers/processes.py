@@ -5,14 +5,16 @@ Both execute ``training.main RUN_DIR``; torchrun's rendezvous is local and on a 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
-from hpo.devices import Placement
+from hpo.devices import Placement, usable_cores
 from hpo.launchers.job import Job
 from training.run_dir import JOB_ID, PARENT_PID, RunDir
 
@@ -28,7 +30,7 @@ TORCHRUN = frozenset("RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MAS
 def launch(run_dir: RunDir, placement: Placement) -> Job:
     """Start the job of `run_dir`. Call from a thread that outlives the job: ranks die with it."""
     job_id = new_job_id(run_dir)
-    with run_dir.log("agent").open("ab") as log:
+    with run_dir.log("agent").open("ab") as log, _pinned(cores_of(placement)):
         process = subprocess.Popen(
             command(run_dir, placement),
             env=environment(placement, job_id),
@@ -38,6 +40,24 @@ def launch(run_dir: RunDir, placement: Placement) -> Job:
             start_new_session=True,  # a Ctrl-C in the terminal is the orchestrator's to handle
         )
     return Job(process, job_id)
+
+
+def cores_of(placement: Placement) -> list[int]:
+    """The CPU cores to keep a job on; empty when it may use all of them."""
+    return [] if len(placement.cores) == len(usable_cores()) else list(placement.cores)
+
+
+@contextlib.contextmanager
+def _pinned(cores: list[int]) -> Iterator[None]:
+    """Processes that this thread starts in the block stay on `cores`."""
+    before = os.sched_getaffinity(0) if cores else set()
+    try:
+        if cores:
+            os.sched_setaffinity(0, cores)
+        yield
+    finally:
+        if cores:
+            os.sched_setaffinity(0, before)
 
 
 def new_job_id(run_dir: RunDir) -> str:

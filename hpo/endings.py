@@ -1,0 +1,73 @@
+"""How a command ends: its exit status, what it says last, and what may end it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+OUTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE}
+"""Errors of the file system that no code here is to blame for."""
+
+
+def leave(code: int, message: str) -> NoReturn:
+    """Exit with `code` after a last `message`."""
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def flush_and_leave(code: str | int | None) -> NoReturn:
+    """Exit with `code`, or with 1 when what was printed did not arrive."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries once more at its end
+        leave(1, f"error: stdout: {error.strerror}")
+    sys.exit(code)
+
+
+def outage(error: BaseException) -> str | None:
+    """What went wrong around us, such as a full disk or a database that went away; None for a bug of ours."""
+    from hpo.masking import masked
+
+    named = {type(each).__name__ for each in (error, error.__cause__)}
+    if named & {"StorageInternalError", "OperationalError", "DatabaseError"}:
+        reason = f"the study database does not work: {error.__cause__ or error}"
+    elif isinstance(error, OSError) and error.errno in OUTAGES:
+        reason = str(error)
+    else:
+        return None
+    return masked(reason).splitlines()[0]
+
+
+@contextmanager
+def terminable(go_on: Callable[[], str]) -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does, so that trials are told and ranks are gone.
+
+    `go_on` tells the user how to continue what was cut short.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    # What is ignored stays ignored: nohup.
+    heard = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
+    try:
+        yield
+    except KeyboardInterrupt:
+        leave(130, f"interrupted; {go_on()}")
+    except Exception as error:
+        if (reason := outage(error)) is None:
+            raise
+        leave(1, f"error: {reason}\nwhat was finished is kept; {go_on()}")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

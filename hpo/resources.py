@@ -1,0 +1,175 @@
+"""How the devices of this machine are shared out among the jobs of a search.
+
+By default each job gets one device, and as many run at a time as there are. Whether all devices on one job (DDP) would
+be faster is measured on the search's own work: fold 0 of the first trial runs on all of them, fold 1 on one. At the end
+of a budget, when fewer jobs are left than devices, each gets several if that is worth it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hpo.definition import StudyDefinition
+from hpo.devices import Hardware
+from hpo.events import JobLabel
+from training.config import JobConfig
+from training.errors import ConfigError
+from training.run_dir import Event, Record
+
+WORTH_IT = 1.2
+"""A job that gets several devices must become this many times as fast."""
+PER_LEARNED = 4
+"""Of this many trials of a budget one may run at a time: a sampler that knows nothing yet samples at random."""
+
+
+class Resources:
+    """The machine's devices, and who has them. Used by one thread."""
+
+    def __init__(self, definition: StudyDefinition, hardware: Hardware, say: Callable[[str], None]) -> None:
+        self._wish, self._config, self._say = definition.job.distributed, definition.config.resources, say
+        self._hardware, self._on_gpu = hardware, _on_gpu(definition, hardware)
+        self.per_job = devices_per_job(definition, hardware)
+        fitting = self._fitting()
+        self.max_trials = self._max_trials(fitting, definition.config.budget.trials)
+        folds = 1 if self._config.parallel_folds == "off" else definition.job.cross_validation.num_splits
+        at_once = self.max_trials * folds
+        self.max_jobs = at_once if self._wish.share_devices else min(fitting, at_once)
+        self._num_devices = self.per_job * (fitting if self._on_gpu else self.max_jobs)
+        self._used: dict[JobLabel, int] = {}
+        self._scaling = _Scaling(self._num_devices)
+
+    def _fitting(self) -> int:
+        """Jobs that have room beside each other."""
+        if isinstance(self._wish.devices, list):  # each takes just these
+            return 1
+        if self._on_gpu:
+            return len(self._hardware.gpus) // self.per_job
+        threads = 1 if self._wish.threads_per_rank == "auto" else self._wish.threads_per_rank
+        return max(1, self._hardware.cores // (self.per_job * threads))
+
+    def _max_trials(self, fitting: int, budget: int) -> int:
+        wanted = self._config.max_parallel_trials
+        if wanted == "auto":
+            return min(fitting, max(1, budget // PER_LEARNED))
+        return wanted if self._wish.share_devices else min(wanted, fitting)
+
+    @property
+    def _num_free(self) -> int:
+        return self._num_devices - sum(self._used.values())
+
+    @property
+    def _may_spread(self) -> bool:
+        """Whether it is open how many devices a job gets."""
+        is_open = (self._config.devices_per_trial, self._wish.devices, self._wish.strategy) == ("auto",) * 3
+        return is_open and self.max_jobs > 1 and not self._wish.share_devices
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another job might start."""
+        is_free = self._wish.share_devices or self._num_free >= self.per_job
+        is_shared_out = self._used and self._scaling.efficiency >= 1.0  # one job has them all
+        return len(self._used) < self.max_jobs and is_free and not is_shared_out
+
+    def offer(self, config: JobConfig, num_left: int) -> int:
+        """Devices for the next job, a fold of `config`, when `num_left` jobs are to start, this one included.
+
+        Ask when there is room; 0 when it has to wait all the same.
+        """
+        if not self._may_spread or not _can_share(config, self._num_devices):
+            return self.per_job
+        if self._scaling.wants_all(num_left) or self._scaling.efficiency >= 1.0:
+            return self._num_devices if not self._used else 0
+        share = self._num_free // num_left
+        if share * self._scaling.efficiency >= WORTH_IT and _can_share(config, share):
+            return share
+        return self.per_job
+
+    def take(self, label: JobLabel, num_devices: int) -> Mapping[str, Any]:
+        """Give that job its devices; what to change in its configuration."""
+        self._used[label] = num_devices
+        if isinstance(self._wish.devices, list):
+            return {}
+        changes: dict[str, Any] = {"distributed.devices": num_devices}
+        if self._wish.share_devices and self._on_gpu:  # or all would be on the first
+            start = len(self._used) - 1
+            changes["distributed.devices"] = [(start + n) % len(self._hardware.gpus) for n in range(num_devices)]
+        if self._wish.threads_per_rank == "auto":
+            changes["distributed.threads_per_rank"] = max(1, self._hardware.cores // self._num_devices)
+        return changes
+
+    def hear(self, label: JobLabel, record: Record) -> None:
+        """A record of that job; it shows how fast the job is."""
+        if self._may_spread and self._scaling.learn(label, self._used[label], record):
+            self._say(self._scaling.sentence())
+
+    def give_back(self, label: JobLabel) -> None:
+        """The job has ended."""
+        self._used.pop(label, None)
+
+
+def devices_per_job(definition: StudyDefinition, hardware: Hardware) -> int:
+    """Devices of a job, before anything was measured."""
+    wish, wanted = definition.job.distributed, definition.config.resources.devices_per_trial
+    on_gpu = _on_gpu(definition, hardware)
+    available = len(hardware.gpus) if on_gpu else hardware.cores
+    if wish.strategy == "none":
+        return 1
+    if isinstance(wish.devices, list):
+        return len(wish.devices)
+    if wanted != "auto":
+        return min(wanted, available)
+    if wish.devices != "auto":
+        return min(wish.devices, available)
+    return available if wish.strategy in ("ddp", "fsdp") and on_gpu else 1
+
+
+def _on_gpu(definition: StudyDefinition, hardware: Hardware) -> bool:
+    return definition.job.distributed.accelerator != "cpu" and bool(hardware.gpus)
+
+
+def _can_share(config: JobConfig, num_devices: int) -> bool:
+    try:
+        config.batch_plan(num_devices)
+    except ConfigError:
+        return False
+    return True
+
+
+class _Scaling:
+    """What all devices do for one job: seconds per step of a trial's fold 0 on all, and of its fold 1 on one."""
+
+    def __init__(self, num_devices: int) -> None:
+        self._num_devices = num_devices
+        self._trial: int | None = None
+        self._started: dict[JobLabel, float] = {}
+        self._step_s: dict[int, float] = {}
+        """By number of devices."""
+        self.efficiency = 0.0
+        """Speed on all devices, as part of what as many jobs on one each do side by side; 0 while not known."""
+
+    def wants_all(self, num_left: int) -> bool:
+        """Whether the next job is to show it."""
+        return self._trial is None and num_left > self._num_devices
+
+    def learn(self, label: JobLabel, num_devices: int, record: Record) -> bool:
+        """Whether it is known now, and was not before."""
+        if record.event is Event.START:
+            self._started[label] = record.time
+            if num_devices == self._num_devices and label.fold == 0 and self._trial is None:
+                self._trial = label.trial
+        elif label.trial == self._trial and record.step and label in self._started and not self.efficiency:
+            self._step_s[num_devices] = (record.time - self._started[label]) / record.step
+            if label.fold == 1 and record.event is Event.EVALUATE and self._num_devices in self._step_s:
+                self.efficiency = self._step_s[num_devices] / self._step_s[self._num_devices] / self._num_devices
+                return True
+        return False
+
+    def sentence(self) -> str:
+        """What was measured and what follows."""
+        alone, together = (1e3 * self._step_s[count] for count in (min(self._step_s), self._num_devices))
+        ways = ("all devices work on one job", "jobs run side by side, on one device each")
+        return (
+            f"{ways[self.efficiency < 1.0]}: a step takes {together:.3g} ms on {self._num_devices} devices and"
+            f" {alone:.3g} ms on one (scaling efficiency {self.efficiency:.0%})"
+        )
