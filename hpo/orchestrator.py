@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.artifacts import upload_artifact
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState as OptunaState
@@ -35,20 +34,18 @@ from hpo.study import (
     FOLD_SCORES,
     SPLIT_ID,
     UID,
-    ask,
     best_value,
-    finished_trials,
-    folder_of,
     grid_size,
     interrupt,
     known_split,
+    num_finished,
     places_taken,
     recover,
     running_elsewhere,
     running_here,
     study_names,
+    take_place,
     trial_folder,
-    withdraw,
 )
 from training.config import JobConfig, dump_yaml
 from training.errors import ConfigError, Failure, FailureKind
@@ -66,6 +63,8 @@ class Sweep:
         self._definition, self._study, self._listen = definition, study, listen
         self._started = 0.0
         self._axis = StepAxis(definition.max_epochs)
+        maximize = definition.config.objective.direction == "maximize"
+        self._pruner = Pruner(study, definition.config.stopping, self._axis, maximize=maximize)
         self._failures: list[Failure | None] = []
         self._memory = MemoryCheck(lambda text: listen(Notice(message=text)))
         self.hopeless: Failure | None = None
@@ -105,7 +104,7 @@ class Sweep:
         budget = self._definition.config.budget
         num_taken = places_taken(self._study)
         if self.hopeless is not None or num_taken >= self._total():
-            if running := num_taken - len(finished_trials(self._study)):
+            if running := num_taken - num_finished(self._study):
                 self._listen(Notice(message=f"the last {running} of {self._total()} trials run in other processes"))
             return False
         if budget.timeout is not None and time.monotonic() - self._started >= budget.timeout:
@@ -128,18 +127,17 @@ class Sweep:
             metric=config.objective.metric,
             direction=config.objective.direction,
             num_splits=self._definition.job.cross_validation.num_splits,
-            finished_trials=len(finished_trials(self._study)),
+            finished_trials=num_finished(self._study),
             total_trials=self._total(),
             best_value=best_value(self._study),
             definition=self._definition.identity(),
         )
 
     def _run_trial(self) -> None:
-        with FileLock(folder_of(self._study) / ".ask.lock"):  # a sweep beside this one sees it before it samples
-            trial, params = ask(self._study, self._definition)
-        if places_taken(self._study, before=trial.number) >= self._total():
-            withdraw(self._study, trial.number)  # another process took the last place at the same moment
-            return
+        taken = take_place(self._study, self._definition, self._total())
+        if taken is None:
+            return  # another process took the last place at the same moment
+        trial, params = taken
         try:
             self._tell(trial, self._evaluate(trial, params))
         except UpdateFinishedTrialError:
@@ -171,15 +169,13 @@ class Sweep:
         self._keep_config(trial, config, folder)
         if too_large := self._too_large(trial, config):
             return FoldScores(scores=(), stopped=too_large, split_id=split_id)
-        maximize = objective.direction == "maximize"
-        pruner = Pruner(self._study, self._definition.config.stopping, self._axis, maximize=maximize)
         values: dict[int, float] = {}
 
         def on_epoch(fold: int, epoch: int, value: float) -> str:
             step = self._axis.step(fold, epoch)
             values[step] = value
             trial.report(value, step)
-            return pruner.reason_to_stop(values, fold, epoch)
+            return self._pruner.reason_to_stop(values, fold, epoch)
 
         label = JobLabel(study=self._study.study_name, trial=trial.number)
         return evaluate_folds(config, folder, label, objective.metric, on_epoch, self._listen)
@@ -217,7 +213,7 @@ class Sweep:
             self._finished(trial.number, TrialState.COMPLETE, folds.scores, value=folds.mean)
 
     def _finished(self, number: int, state: TrialState, scores: tuple[float, ...], **details: Any) -> None:
-        details |= {"best_value": best_value(self._study), "num_finished": len(finished_trials(self._study))}
+        details |= {"best_value": best_value(self._study), "num_finished": num_finished(self._study)}
         self._listen(TrialFinished(number=number, state=state, fold_scores=scores, **{"value": None, **details}))
 
 

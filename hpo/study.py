@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import optuna
 import psutil
+from filelock import FileLock
 from optuna.distributions import check_distribution_compatibility
 from optuna.samplers import (
     BaseSampler,
@@ -32,6 +33,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.definition import StudyDefinition
 from hpo.errors import NoBestTrialError, StorageError, StudyChangedError, StudyNotFoundError
 from hpo.launchers import job_id_prefix, kill_processes
+from hpo.ledger import INTERRUPTED, ledger_of
 from hpo.masking import masked
 from hpo.search_space import distribution, grid, sample
 from hpo.study_config import ParameterConfig
@@ -44,10 +46,12 @@ CLOCK_STEP_S = 5.0
 """Two readings of when a process began may differ by this much, when the clock was set meanwhile."""
 UID, IDENTITY, FOLDER = "hpo:uid", "hpo:definition", "hpo:folder"
 """Study attributes: its unique id, what makes its scores comparable, and its folder of run directories."""
-OWNER, SAMPLED, INTERRUPTED = "hpo:owner", "hpo:sampled", "hpo:interrupted"
+OWNER, SAMPLED = "hpo:owner", "hpo:sampled"
 FOLD_SCORES, FAILURE, SPLIT_ID = "hpo:fold_scores", "hpo:failure", "hpo:split_id"
-"""Trial attributes: the process evaluating it, its complete parameters, whether it was cut short; its folds' scores,
-why it failed, the identity of the samples and folds it was scored on."""
+"""Trial attributes: the process evaluating it, its complete parameters; its folds' scores, why it failed, the identity
+of the samples and folds it was scored on. INTERRUPTED is another (hpo/ledger.py)."""
+LOCK_POLL_S = 0.01
+"""How often a sweep looks whether another one beside it has done asking."""
 
 
 def open_study(definition: StudyDefinition, storage: optuna.storages.BaseStorage) -> optuna.Study:
@@ -89,8 +93,7 @@ def load_study(name: str, storage: optuna.storages.BaseStorage) -> optuna.Study:
 
 def study_names(storage: optuna.storages.BaseStorage) -> list[str]:
     """The studies in `storage` that hpo made."""
-    summaries = optuna.get_all_study_summaries(storage, include_best_trial=False)
-    return sorted(summary.study_name for summary in summaries if IDENTITY in summary.user_attrs)
+    return sorted(study.study_name for study in storage.get_all_studies() if IDENTITY in study.user_attrs)
 
 
 def _initialize(study: optuna.Study, definition: StudyDefinition) -> None:
@@ -171,6 +174,20 @@ def _brief(parameter: dict[str, Any]) -> str:
     return str({key: value for key, value in parameter.items() if value not in (None, False, {})})
 
 
+def take_place(
+    study: optuna.Study, definition: StudyDefinition, total: int
+) -> tuple[optuna.Trial, dict[str, Any]] | None:
+    """The next trial and its hyperparameters, or None when `total` places are taken: by sweeps beside this one, too."""
+    with FileLock(folder_of(study) / ".ask.lock", poll_interval=LOCK_POLL_S):  # they see it before they sample
+        if places_taken(study) >= total:
+            return None
+        trial, params = ask(study, definition)
+    if places_taken(study, before=trial.number) >= total:  # a sweep that does not see the lock took the last place
+        withdraw(study, trial.number)
+        return None
+    return trial, params
+
+
 def ask(study: optuna.Study, definition: StudyDefinition) -> tuple[optuna.Trial, dict[str, Any]]:
     """The next trial and its hyperparameters, sampled once, here, at full precision."""
     done = places_taken(study)  # an interrupted trial and the one queued in its place are one
@@ -248,12 +265,16 @@ def grid_size(definition: StudyDefinition) -> int | None:
 
 def places_taken(study: optuna.Study, *, before: int | None = None) -> int:
     """Trials that are evaluated or were, of those numbered below `before`; they and no more fill the budget."""
-    trials = study.get_trials(deepcopy=False)[:before]
-    return sum(trial.state is not TrialState.WAITING and INTERRUPTED not in trial.user_attrs for trial in trials)
+    return ledger_of(study).places_taken(before)
+
+
+def num_finished(study: optuna.Study) -> int:
+    """How many trials count towards the budget: told, and not cut short by an interruption."""
+    return ledger_of(study).num_finished()
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that count towards the budget: told, and not cut short by an interruption."""
+    """The trials themselves that `num_finished` counts; reads all of them."""
     states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     return [trial for trial in study.get_trials(deepcopy=False, states=states) if INTERRUPTED not in trial.user_attrs]
 
@@ -268,10 +289,7 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
 
 def best_value(study: optuna.Study) -> float | None:
     """Value of the best completed trial, if there is one."""
-    try:
-        return study.best_value
-    except ValueError:
-        return None
+    return ledger_of(study).best_value()
 
 
 @functools.cache
@@ -283,7 +301,7 @@ def this_process() -> dict[str, Any]:
 
 def interrupt(study: optuna.Study, number: int, params: dict[str, Any]) -> None:
     """Tell a trial that was cut short FAIL, and queue its hyperparameters for the next sweep; not one already told."""
-    trial = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == number)
+    trial = _trial(study, number)
     if trial.state.is_finished():
         return
     study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
@@ -296,9 +314,14 @@ def interrupt(study: optuna.Study, number: int, params: dict[str, Any]) -> None:
 
 def withdraw(study: optuna.Study, number: int) -> None:
     """End a trial that is not to be evaluated after all; it does not count and is not run again."""
-    trial = study.get_trials(deepcopy=False)[number]
+    trial = _trial(study, number)
     study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
     study.tell(number, state=TrialState.FAIL)
+
+
+def _trial(study: optuna.Study, number: int) -> FrozenTrial:
+    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    return study._storage.get_trial(trial_id)
 
 
 def running_here(study: optuna.Study) -> list[FrozenTrial]:
@@ -331,8 +354,8 @@ def known_split(study: optuna.Study, definition: StudyDefinition) -> str | None:
     """The samples and folds on which the study's trials were scored; None when each may have data of its own."""
     if any(key.startswith("data.") for key in definition.config.search_space):
         return None
-    known = (trial.user_attrs.get(SPLIT_ID) for trial in study.get_trials(deepcopy=False))
-    return next((split_id for split_id in known if split_id), None)
+    known: str | None = ledger_of(study).first(SPLIT_ID)
+    return known
 
 
 def _is_alive(trial: FrozenTrial) -> bool:
