@@ -30,13 +30,14 @@ from optuna.samplers import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.bounded_tpe import BoundedTPESampler
 from hpo.definition import StudyDefinition
 from hpo.errors import NoBestTrialError, StorageError, StudyChangedError, StudyNotFoundError
 from hpo.launchers import job_id_prefix, kill_processes
 from hpo.ledger import INTERRUPTED, ledger_of
 from hpo.masking import masked
 from hpo.search_space import distribution, grid, sample
-from hpo.study_config import ParameterConfig
+from hpo.study_config import ParameterConfig, SamplerConfig
 from training.config import flatten
 from training.run_dir import RunDir
 
@@ -227,7 +228,7 @@ def _sampler(definition: StudyDefinition, done: int) -> BaseSampler:
     seed = int(np.random.SeedSequence((config.seed, done)).generate_state(1)[0])
     build: dict[str, Callable[[], BaseSampler]] = {
         "random": lambda: RandomSampler(seed=seed),
-        "tpe": lambda: TPESampler(seed=seed, n_startup_trials=config.startup_trials, group=_is_conditional(definition)),
+        "tpe": lambda: _tpe(config, seed=seed, group=_is_conditional(definition)),
         "gp": lambda: GPSampler(seed=seed, n_startup_trials=config.startup_trials),
         "cmaes": lambda: CmaEsSampler(
             seed=seed, n_startup_trials=config.startup_trials, warn_independent_sampling=False
@@ -243,6 +244,11 @@ def _sampler(definition: StudyDefinition, done: int) -> BaseSampler:
     }
     sampler = build[config.name]()
     return PartialFixedSampler(definition.pinned, sampler) if definition.pinned else sampler
+
+
+def _tpe(config: SamplerConfig, *, seed: int, group: bool) -> TPESampler:
+    options: dict[str, Any] = {"seed": seed, "n_startup_trials": config.startup_trials, "group": group}
+    return TPESampler(**options) if config.max_history is None else BoundedTPESampler(config.max_history, **options)
 
 
 def _is_conditional(definition: StudyDefinition) -> bool:
