@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.artifacts import upload_artifact
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState as OptunaState
@@ -44,20 +43,18 @@ from hpo.study import (
     FOLD_SCORES,
     SPLIT_ID,
     UID,
-    ask,
     best_value,
-    finished_trials,
-    folder_of,
     grid_size,
     interrupt,
     known_split,
+    num_finished,
     places_taken,
     recover,
     running_elsewhere,
     running_here,
     study_names,
+    take_place,
     trial_folder,
-    withdraw,
 )
 from training.config import JobConfig, dump_yaml
 from training.errors import ConfigError, Failure, FailureKind
@@ -83,6 +80,8 @@ class Sweep:
         self._definition, self._study, self._listen = definition, study, listen
         self._started = 0.0
         self._axis = StepAxis(definition.max_epochs)
+        maximize = definition.config.objective.direction == "maximize"
+        self._pruner = Pruner(study, definition.config.stopping, self._axis, maximize=maximize)
         self._failures: list[Failure | None] = []
         self._memory = MemoryCheck(self._say)
         self._resources = Resources(definition, detect_hardware(), self._say)
@@ -203,7 +202,7 @@ class Sweep:
         budget = self._definition.config.budget
         num_taken = places_taken(self._study)
         if self.hopeless is not None or num_taken >= self._total():
-            if running := num_taken - len(finished_trials(self._study)) - len(self._trials):
+            if running := num_taken - num_finished(self._study) - len(self._trials):
                 self._listen(Notice(message=f"the last {running} of {self._total()} trials run in other processes"))
             return False
         if budget.timeout is not None and time.monotonic() - self._started >= budget.timeout:
@@ -226,18 +225,17 @@ class Sweep:
             metric=config.objective.metric,
             direction=config.objective.direction,
             num_splits=self._definition.job.cross_validation.num_splits,
-            finished_trials=len(finished_trials(self._study)),
+            finished_trials=num_finished(self._study),
             total_trials=self._total(),
             best_value=best_value(self._study),
             definition=self._definition.identity(),
         )
 
     def _begin_trial(self) -> Running | None:
-        with FileLock(folder_of(self._study) / ".ask.lock"):  # a sweep beside this one sees it before it samples
-            trial, params = ask(self._study, self._definition)
-        if places_taken(self._study, before=trial.number) >= self._total():
-            withdraw(self._study, trial.number)  # another process took the last place at the same moment
-            return None
+        taken = take_place(self._study, self._definition, self._total())
+        if taken is None:
+            return None  # another process took the last place at the same moment
+        trial, params = taken
         running = self._trials[trial.number] = Running(trial, self._folds(trial, params))
         if running.folds.is_over:
             self._tell(running)
@@ -266,8 +264,6 @@ class Sweep:
         split_id = known_split(self._study, self._definition) or config.cross_validation.split_id
         config = config.with_values({"cross_validation.split_id": split_id})
         folder = trial_folder(self._study, trial.number)
-        maximize = objective.direction == "maximize"
-        pruner = Pruner(self._study, self._definition.config.stopping, self._axis, maximize=maximize)
         values: dict[int, float] = {}
 
         def on_epoch(fold: int, epoch: int, value: float) -> str:
@@ -277,7 +273,7 @@ class Sweep:
                 trial.report(value, step)
             except UpdateFinishedTrialError:
                 return "it was ended from outside"
-            return pruner.reason_to_stop(values, fold, epoch)
+            return self._pruner.reason_to_stop(values, fold, epoch)
 
         label = JobLabel(study=self._study.study_name, trial=trial.number)
         folds = Folds(config, folder, label, objective.metric, on_epoch)
@@ -328,7 +324,7 @@ class Sweep:
             self._finished(trial.number, TrialState.COMPLETE, folds.scores, value=folds.mean)
 
     def _finished(self, number: int, state: TrialState, scores: tuple[float, ...], **details: Any) -> None:
-        details |= {"best_value": best_value(self._study), "num_finished": len(finished_trials(self._study))}
+        details |= {"best_value": best_value(self._study), "num_finished": num_finished(self._study)}
         self._listen(TrialFinished(number=number, state=state, fold_scores=scores, **{"value": None, **details}))
 
 

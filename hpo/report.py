@@ -12,7 +12,8 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from hpo.study import FAILURE, FOLD_SCORES, IDENTITY, INTERRUPTED, SPLIT_ID, best_trial, trial_folder
+from hpo.study import FAILURE, FOLD_SCORES, IDENTITY, SPLIT_ID, best_trial, trial_folder
+from hpo.tally import tally_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,18 +95,17 @@ class StudyStatus:
 
 def describe_status(study: optuna.Study) -> StudyStatus:
     """Count and summarize the trials of `study`."""
-    trials = study.get_trials(deepcopy=False)
-    counted = [trial for trial in trials if INTERRUPTED not in trial.user_attrs]
-    complete = [trial for trial in counted if trial.state is TrialState.COMPLETE]
-    best = best_trial(study) if complete else None
-    failures = [trial.user_attrs[FAILURE] for trial in counted if FAILURE in trial.user_attrs]
+    tally = tally_of(study)
+    states, interrupted = tally.states(), tally.interrupted()
+    best = best_trial(study) if states[TrialState.COMPLETE] else None
+    failures = [failure for number, failure in tally.attributes(FAILURE) if number not in interrupted]
     return StudyStatus(
         study=study.study_name,
-        trials={state.name: sum(trial.state is state for trial in counted) for state in TrialState},
-        interrupted=len(trials) - len(counted),
+        trials={state.name: states[state] for state in TrialState},
+        interrupted=len(interrupted),
         best_trial=best.number if best else None,
         best_value=best.value if best else None,
-        running=[_running(trial) for trial in counted if trial.state is TrialState.RUNNING],
+        running=[_running(study._storage.get_trial(trial_id)) for trial_id in tally.running()],
         failures=dict(Counter(failure["kind"] for failure in failures)),
         last_failure=failures[-1]["message"] if failures else None,
     )

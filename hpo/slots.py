@@ -6,9 +6,10 @@ owns the slots.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from hpo.events import Event, JobLabel
 from hpo.job import Job, run_job
@@ -43,7 +44,10 @@ class Slots:
 
     def hear(self) -> Event | None:
         """Wait for the next event; None when a thread has ended. Raises the error that ended it."""
-        heard = self._heard.get()
+        heard = None
+        while heard is None:  # in short waits, which a signal that another thread got cannot outlast
+            with contextlib.suppress(Empty):
+                heard = self._heard.get(timeout=0.5)
         if not isinstance(heard, _Ended):
             return heard
         self._running.pop(heard.label).join()

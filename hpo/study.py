@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import optuna
 import psutil
+from filelock import FileLock
 from optuna.distributions import check_distribution_compatibility
 from optuna.samplers import (
     BaseSampler,
@@ -29,12 +30,14 @@ from optuna.samplers import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.bounded_tpe import BoundedTPESampler
 from hpo.definition import StudyDefinition
 from hpo.errors import NoBestTrialError, StorageError, StudyChangedError, StudyNotFoundError
 from hpo.launchers import job_id_prefix, kill_processes
 from hpo.masking import masked
 from hpo.search_space import distribution, grid, sample
-from hpo.study_config import ParameterConfig
+from hpo.study_config import ParameterConfig, SamplerConfig
+from hpo.tally import INTERRUPTED, tally_of
 from training.config import flatten
 from training.run_dir import RunDir
 
@@ -45,10 +48,12 @@ CLOCK_STEP_S = 5.0
 UID, IDENTITY, FOLDER, DEFINITION = "hpo:uid", "hpo:definition", "hpo:folder", "hpo:study"
 """Study attributes: its unique id, what makes its scores comparable, its folder of run directories, and all of its
 definition as it was last swept, for workers."""
-OWNER, SAMPLED, INTERRUPTED = "hpo:owner", "hpo:sampled", "hpo:interrupted"
+OWNER, SAMPLED = "hpo:owner", "hpo:sampled"
 FOLD_SCORES, FAILURE, SPLIT_ID = "hpo:fold_scores", "hpo:failure", "hpo:split_id"
-"""Trial attributes: the process evaluating it, its complete parameters, whether it was cut short; its folds' scores,
-why it failed, the identity of the samples and folds it was scored on."""
+"""Trial attributes: the process evaluating it, its complete parameters; its folds' scores, why it failed, the identity
+of the samples and folds it was scored on. INTERRUPTED is another (hpo/tally.py)."""
+LOCK_POLL_S = 0.01
+"""How often a sweep looks whether another one beside it has done asking."""
 
 
 def open_study(definition: StudyDefinition, storage: optuna.storages.BaseStorage) -> optuna.Study:
@@ -99,8 +104,7 @@ def load_study(name: str, storage: optuna.storages.BaseStorage) -> optuna.Study:
 
 def study_names(storage: optuna.storages.BaseStorage) -> list[str]:
     """The studies in `storage` that hpo made."""
-    summaries = optuna.get_all_study_summaries(storage, include_best_trial=False)
-    return sorted(summary.study_name for summary in summaries if IDENTITY in summary.user_attrs)
+    return sorted(study.study_name for study in storage.get_all_studies() if IDENTITY in study.user_attrs)
 
 
 def _initialize(study: optuna.Study, definition: StudyDefinition) -> None:
@@ -181,6 +185,20 @@ def _brief(parameter: dict[str, Any]) -> str:
     return str({key: value for key, value in parameter.items() if value not in (None, False, {})})
 
 
+def take_place(
+    study: optuna.Study, definition: StudyDefinition, total: int
+) -> tuple[optuna.Trial, dict[str, Any]] | None:
+    """The next trial and its hyperparameters, or None when `total` places are taken: by sweeps beside this one, too."""
+    with FileLock(folder_of(study) / ".ask.lock", poll_interval=LOCK_POLL_S):  # they see it before they sample
+        if places_taken(study) >= total:
+            return None
+        trial, params = ask(study, definition)
+    if places_taken(study, before=trial.number) >= total:  # a sweep that does not see the lock took the last place
+        withdraw(study, trial.number)
+        return None
+    return trial, params
+
+
 def ask(study: optuna.Study, definition: StudyDefinition) -> tuple[optuna.Trial, dict[str, Any]]:
     """The next trial and its hyperparameters, sampled once, here, at full precision."""
     done = places_taken(study)  # an interrupted trial and the one queued in its place are one
@@ -220,7 +238,7 @@ def _sampler(definition: StudyDefinition, done: int) -> BaseSampler:
     seed = int(np.random.SeedSequence((config.seed, done)).generate_state(1)[0])
     build: dict[str, Callable[[], BaseSampler]] = {
         "random": lambda: RandomSampler(seed=seed),
-        "tpe": lambda: TPESampler(seed=seed, n_startup_trials=config.startup_trials, group=_is_conditional(definition)),
+        "tpe": lambda: _tpe(config, seed=seed, group=_is_conditional(definition)),
         "gp": lambda: GPSampler(seed=seed, n_startup_trials=config.startup_trials),
         "cmaes": lambda: CmaEsSampler(
             seed=seed, n_startup_trials=config.startup_trials, warn_independent_sampling=False
@@ -236,6 +254,11 @@ def _sampler(definition: StudyDefinition, done: int) -> BaseSampler:
     }
     sampler = build[config.name]()
     return PartialFixedSampler(definition.pinned, sampler) if definition.pinned else sampler
+
+
+def _tpe(config: SamplerConfig, *, seed: int, group: bool) -> TPESampler:
+    options: dict[str, Any] = {"seed": seed, "n_startup_trials": config.startup_trials, "group": group}
+    return TPESampler(**options) if config.max_history is None else BoundedTPESampler(config.max_history, **options)
 
 
 def _is_conditional(definition: StudyDefinition) -> bool:
@@ -258,12 +281,16 @@ def grid_size(definition: StudyDefinition) -> int | None:
 
 def places_taken(study: optuna.Study, *, before: int | None = None) -> int:
     """Trials that are evaluated or were, of those numbered below `before`; they and no more fill the budget."""
-    trials = study.get_trials(deepcopy=False)[:before]
-    return sum(trial.state is not TrialState.WAITING and INTERRUPTED not in trial.user_attrs for trial in trials)
+    return tally_of(study).places_taken(before)
+
+
+def num_finished(study: optuna.Study) -> int:
+    """How many trials count towards the budget: told, and not cut short by an interruption."""
+    return tally_of(study).num_finished()
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that count towards the budget: told, and not cut short by an interruption."""
+    """The trials themselves that `num_finished` counts; reads all of them."""
     states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     return [trial for trial in study.get_trials(deepcopy=False, states=states) if INTERRUPTED not in trial.user_attrs]
 
@@ -278,10 +305,7 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
 
 def best_value(study: optuna.Study) -> float | None:
     """Value of the best completed trial, if there is one."""
-    try:
-        return study.best_value
-    except ValueError:
-        return None
+    return tally_of(study).best_value()
 
 
 @functools.cache
@@ -293,7 +317,7 @@ def this_process() -> dict[str, Any]:
 
 def interrupt(study: optuna.Study, number: int, params: dict[str, Any]) -> None:
     """Tell a trial that was cut short FAIL, and queue its hyperparameters for the next sweep; not one already told."""
-    trial = next(trial for trial in study.get_trials(deepcopy=False) if trial.number == number)
+    trial = _trial(study, number)
     if trial.state.is_finished():
         return
     study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
@@ -306,9 +330,14 @@ def interrupt(study: optuna.Study, number: int, params: dict[str, Any]) -> None:
 
 def withdraw(study: optuna.Study, number: int) -> None:
     """End a trial that is not to be evaluated after all; it does not count and is not run again."""
-    trial = study.get_trials(deepcopy=False)[number]
+    trial = _trial(study, number)
     study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
     study.tell(number, state=TrialState.FAIL)
+
+
+def _trial(study: optuna.Study, number: int) -> FrozenTrial:
+    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    return study._storage.get_trial(trial_id)
 
 
 def running_here(study: optuna.Study) -> list[FrozenTrial]:
@@ -341,8 +370,8 @@ def known_split(study: optuna.Study, definition: StudyDefinition) -> str | None:
     """The samples and folds on which the study's trials were scored; None when each may have data of its own."""
     if any(key.startswith("data.") for key in definition.config.search_space):
         return None
-    known = (trial.user_attrs.get(SPLIT_ID) for trial in study.get_trials(deepcopy=False))
-    return next((split_id for split_id in known if split_id), None)
+    known: str | None = tally_of(study).first(SPLIT_ID)
+    return known
 
 
 def _is_alive(trial: FrozenTrial) -> bool:

@@ -108,6 +108,16 @@ class SamplerConfig(Section):
     """The same seed samples the same trials, also when a sweep is continued."""
     startup_trials: Annotated[int, Field(ge=1)] = 10
     """Random trials before tpe, gp or cmaes begin to model."""
+    max_history: Annotated[int, Field(ge=100)] | None = None
+    """Let tpe model the best 25 trials and the newest others, this many in all; null is all, slower by each trial."""
+
+    @model_validator(mode="after")
+    def _history_is_of_tpe(self) -> Self:
+        if self.max_history is not None and self.name != "tpe":
+            raise ValueError(f"max_history is for tpe; {self.name} has none, leave it out")
+        if self.max_history is not None and self.max_history < self.startup_trials:
+            raise ValueError(f"max_history: {self.max_history} is below startup_trials: tpe would never model")
+        return self
 
 
 class StoppingConfig(Section):

@@ -12,7 +12,6 @@ import html
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -25,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.postgres import PostgresMissingError, running_postgres
 
 if TYPE_CHECKING:
     import psutil
@@ -118,89 +119,11 @@ def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """SQLAlchemy URL of a private PostgreSQL server on a free loopback port; its data goes when the tests end."""
-    bin_dir = _postgres_bin_dir()
-    if bin_dir is None:
-        pytest.skip("PostgreSQL is not installed: no initdb on PATH or in /usr/lib/postgresql/*/bin")
-    with tempfile.TemporaryDirectory(prefix="hpo-postgres-") as directory:
-        server = PostgresServer(bin_dir, Path(directory))
-        server.create()
-        port = server.start()
-        try:
-            yield f"postgresql+psycopg://hpo@127.0.0.1:{port}/postgres"
-        finally:
-            server.stop()
-
-
-class PostgresServer:
-    """One server, its data in `directory`. As root it runs as another user, because PostgreSQL refuses root."""
-
-    START_ATTEMPTS = 3
-    """Another program may take the free port before the server does."""
-
-    def __init__(self, bin_dir: Path, directory: Path) -> None:
-        self._bin_dir = bin_dir
-        self._directory = directory
-        self._data = directory / "data"
-        self._user = _unprivileged_user()
-
-    def create(self) -> None:
-        if self._user is not None:
-            shutil.chown(self._directory, user=self._user)
-        options = ["--username=hpo", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
-        self._run("initdb", f"--pgdata={self._data}", *options)
-
-    def start(self) -> int:
-        """Returns the port, when the server answers."""
-        log = self._directory / "log"
-        for _ in range(self.START_ATTEMPTS):
-            port = _free_port()
-            options = f"-h 127.0.0.1 -p {port} -F -c unix_socket_directories="
-            with contextlib.suppress(RuntimeError):
-                self._run("pg_ctl", "start", "-w", "-D", str(self._data), "-l", str(log), "-o", options)
-                return port
-        raise RuntimeError(f"PostgreSQL does not start:\n{log.read_text()}")
-
-    def stop(self) -> None:
-        self._run("pg_ctl", "stop", "-w", "-D", str(self._data), "-m", "immediate")
-
-    def _run(self, program: str, *arguments: str) -> None:
-        done = subprocess.run(
-            [str(self._bin_dir / program), *arguments],
-            cwd=self._directory,
-            user=self._user,
-            extra_groups=None if self._user is None else [],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-        )
-        if done.returncode != 0:
-            raise RuntimeError(f"{program} exited {done.returncode}:\n{done.stdout}")
-
-
-def _postgres_bin_dir() -> Path | None:
-    if (initdb := shutil.which("initdb")) is not None:
-        return Path(initdb).resolve().parent
-    found = Path("/usr/lib/postgresql").glob("*/bin/initdb")
-    return max((path.parent for path in found), key=lambda path: float(path.parent.name), default=None)
-
-
-def _unprivileged_user() -> str | None:
-    """Whom the server runs as; None is ourselves."""
-    import pwd
-
-    if os.geteuid() != 0:
-        return None
-    users = {entry.pw_name for entry in pwd.getpwall()}
-    return "postgres" if "postgres" in users else "nobody"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    try:
+        with running_postgres() as url:
+            yield url
+    except PostgresMissingError as error:
+        pytest.skip(str(error))
 
 
 # Browser

@@ -196,7 +196,9 @@ def test_two_sweeps_that_start_together_share_one_budget(workplace: Path) -> Non
 def test_folds_of_a_stopped_trial_agree_in_the_study_in_mlflow_and_on_disk(workplace: Path) -> None:
     study = workplace / "studies" / "digits.yaml"
     text = study.read_text().replace("{float: [1e-3, 1e-1], log: true}", "{choice: [1e-9, 1e-2]}")
-    study.write_text(text + "sampler: {name: grid, seed: 0}\nstopping: {startup_trials: 1}\n")
+    study.write_text(
+        text + "sampler: {name: grid, seed: 0}\nstopping: {startup_trials: 1}\nresources: {parallel_folds: off}\n"
+    )
     done = run_hpo("sweep", "--study", "digits")
     first, second = trials()
     assert [(trial.params["optimizer.lr"], trial.state.name) for trial in (first, second)] == [
@@ -256,7 +258,7 @@ def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(workplace: Path) -> N
 def test_a_sweep_whose_first_trials_all_fail_alike_stops_and_says_why(workplace: Path) -> None:
     write_task("raise ArithmeticError('a bug in step ' + str(self.steps))")
     failed = run_hpo("sweep", "--study", "digits", "--trials", "9", "--set", "task=own:Task", status=1)
-    assert len(trials()) == 3
+    assert len(trials()) in (3, 4)  # the fourth ran beside the third
     assert "ArithmeticError: a bug in step 1" in failed.stderr
     assert not ranks_under(workplace)
 

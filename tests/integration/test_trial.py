@@ -227,7 +227,8 @@ def test_ranks_see_no_database_secret(job: JobConfig, tmp_path: Path, monkeypatc
     environments: list[dict[str, str]] = []
 
     def look(record: Record) -> bool:
-        environments.extend(process.environ() for process in ranks_under(tmp_path))
+        if not environments:
+            environments.extend(process.environ() for process in ranks_under(tmp_path))
         return True
 
     config = job.with_values({"training.epochs": 5000})

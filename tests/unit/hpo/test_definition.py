@@ -140,13 +140,13 @@ def test_a_job_is_its_file_above_the_detected_environment_and_below_one_asked_fo
 
 def test_a_job_tells_the_problems_of_all_its_layers() -> None:
     write("config/env/local.yaml", "seed: -1\n")
-    write("job.yaml", "training: {epochs: 0}\n")
+    write("job.yaml", "training: {epochs: -1}\n")
     with pytest.raises(ConfigError) as caught:
         load_job(Path("job.yaml"), environment="local", settings=["x"])
     assert sorted(str(problem) for problem in caught.value.problems) == [
         "--set x: must read key.path=value",
         "config/env/local.yaml:1: seed must be greater than or equal to 0, not -1",
-        "job.yaml:1: training.epochs must be greater than or equal to 1, not 0",
+        "job.yaml:1: training.epochs must be greater than or equal to 0, not -1",
     ]
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+from statistics import median
 from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from hpo.definition import StudyDefinition
@@ -18,7 +21,7 @@ AXIS = StepAxis(3)
 
 def study_of(*curves: dict[tuple[int, int], float], state: TrialState = TrialState.COMPLETE) -> optuna.Study:
     """A study whose trials reported these values by (fold, epoch)."""
-    study = optuna.create_study()
+    study = optuna.create_study(storage=RDBStorage("sqlite://"))
     for curve in curves:
         values = {AXIS.step(fold, epoch): value for (fold, epoch), value in curve.items()}
         study.add_trial(create_trial(state=state, value=0.0, intermediate_values=values))
@@ -126,7 +129,7 @@ def test_stopped_trials_are_peers_too() -> None:
 
 
 def test_trials_that_failed_or_were_cut_short_are_no_peers() -> None:
-    study = optuna.create_study()
+    study = optuna.create_study(storage=RDBStorage("sqlite://"))
     study.add_trial(create_trial(state=TrialState.FAIL, intermediate_values={1: 0.9}))
     assert not stops(study, {(0, 1): 0.1})
 
@@ -137,3 +140,21 @@ def test_a_trial_is_not_its_own_peer() -> None:
     trial.report(0.1, AXIS.step(0, 1))
     assert not stops(study, {(0, 1): 0.1}, startup=2), "only one other trial came as far"
     assert stops(study, {(0, 1): 0.1}, startup=1)
+
+
+def test_the_median_is_that_of_all_trials_told_so_far_however_many() -> None:
+    """Against the rule as it is written down: all curves, each time."""
+    rng, study = random.Random(0), study_of()
+    for maximize in (True, False):
+        pruner = Pruner(study, StoppingConfig(startup_trials=1), AXIS, maximize=maximize)
+        best = max if maximize else min
+        for _ in range(20):
+            steps = rng.sample(range(1, 7), rng.randint(1, 6))
+            curve = {step: rng.choice([0.1, 0.2, 0.5, rng.random()]) for step in steps}
+            study.add_trial(create_trial(state=TrialState.COMPLETE, value=0.0, intermediate_values=curve))
+            fold, epoch, value = rng.randint(0, 1), rng.randint(1, 3), rng.random()
+            last = AXIS.step(fold, epoch)
+            peers = [trial.intermediate_values for trial in study.trials if last in trial.intermediate_values]
+            bests = [best(curve[step] for step in AXIS.steps(fold, epoch) if step in curve) for curve in peers]
+            is_worse = bool(bests) and (value < median(bests) if maximize else value > median(bests))
+            assert bool(pruner.reason_to_stop({last: value}, fold, epoch)) is is_worse

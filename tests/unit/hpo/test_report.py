@@ -10,6 +10,7 @@ import optuna
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from hpo.errors import NoBestTrialError
@@ -21,7 +22,7 @@ T_4, T_9 = 2.7764451051977987, 2.2621571627409915
 
 
 def study_with(*trials: optuna.trial.FrozenTrial, direction: str = "maximize") -> optuna.Study:
-    study = optuna.create_study(study_name="demo", direction=direction)
+    study = optuna.create_study(storage=RDBStorage("sqlite://"), study_name="demo", direction=direction)
     study.set_user_attr(
         IDENTITY,
         {"objective": {"metric": "accuracy", "direction": direction}, "config": {"cross_validation.folds": 5}},

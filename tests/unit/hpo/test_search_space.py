@@ -227,7 +227,7 @@ def test_a_value_that_the_configuration_cannot_take_is_a_problem(
 
 
 def test_a_problem_that_several_choices_share_is_told_for_each_value() -> None:
-    assert len(problems(training__epochs={"choice": [0, -1, 1]})) == 2
+    assert len(problems(training__epochs={"choice": [-2, -1, 1]})) == 2
 
 
 def test_rules_between_fields_do_not_judge_values_that_are_searched_together() -> None:

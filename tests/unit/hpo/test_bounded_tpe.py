@@ -1,0 +1,85 @@
+"""TPE on part of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from hpo.bounded_tpe import NUM_GOOD, best_and_newest
+from hpo.study import ask, open_study
+from hpo.study_config import SamplerConfig
+from tests.many_trials import add_finished_trials, define_six
+
+
+@pytest.fixture
+def memory() -> Iterator[RDBStorage]:
+    opened = RDBStorage("sqlite://")
+    yield opened
+    opened.engine.dispose()
+
+
+def trials(*told: float | TrialState) -> list[FrozenTrial]:
+    """Trials with these values or states."""
+    study = optuna.create_study()
+    for each in told:
+        is_state = isinstance(each, TrialState)
+        study.add_trial(create_trial(state=each) if is_state else create_trial(value=each))
+    return study.trials
+
+
+def numbers(chosen: Sequence[FrozenTrial]) -> list[int]:
+    return [trial.number for trial in chosen]
+
+
+@pytest.mark.parametrize("direction", list(StudyDirection)[1:])
+def test_the_best_trials_are_kept_however_old_and_the_newest_of_the_others(direction: StudyDirection) -> None:
+    sign = 1.0 if direction is StudyDirection.MAXIMIZE else -1.0
+    values = [sign * (100.0 if number < NUM_GOOD else number / 1000) for number in range(90)]
+    chosen = best_and_newest(trials(*values), 40, direction)
+    assert numbers(chosen) == [*range(NUM_GOOD), *range(75, 90)]
+
+
+def test_trials_that_are_not_told_yet_are_kept_and_failed_ones_left_out() -> None:
+    told = trials(*[0.5] * 60, TrialState.WAITING, TrialState.FAIL, TrialState.RUNNING)
+    chosen = best_and_newest(told, 30, StudyDirection.MAXIMIZE)
+    assert numbers(chosen)[-2:] == [60, 62] and len(chosen) == 32
+
+
+def test_a_trial_that_violates_a_constraint_is_not_among_the_best() -> None:
+    study = optuna.create_study()
+    for number in range(60):
+        trial = study.ask()
+        trial.set_constraint("memory", 1.0 if number == 0 else -1.0)
+        study.tell(trial, -100.0 if number == 0 else float(number))
+    assert numbers(best_and_newest(study.trials, 30, StudyDirection.MINIMIZE))[0] == 1
+
+
+def sampled_after(storage: RDBStorage, root: Path, count: int, **sampler: Any) -> dict[str, Any]:
+    """What the next trial of a study of `count` trials gets."""
+    definition = define_six(root, study=f"{count}-{sampler}".translate({ord(each): "_" for each in "{}': ,"}))
+    chosen = SamplerConfig(name="tpe", seed=3, **sampler)
+    object.__setattr__(definition, "config", definition.config.model_copy(update={"sampler": chosen}))
+    study = open_study(definition, storage)
+    add_finished_trials(study, definition, count)
+    return ask(study, definition)[1]
+
+
+def test_a_study_within_the_bound_is_sampled_as_without_one_and_a_longer_one_is_not(
+    memory: RDBStorage, tmp_path: Path
+) -> None:
+    assert sampled_after(memory, tmp_path, 90, max_history=100) == sampled_after(memory, tmp_path, 90)
+    assert sampled_after(memory, tmp_path, 300, max_history=100) != sampled_after(memory, tmp_path, 300)
+
+
+def test_a_bound_is_for_tpe_and_leaves_room_to_model() -> None:
+    with pytest.raises(ValueError, match="max_history is for tpe; random has none, leave it out"):
+        SamplerConfig(name="random", max_history=100)
+    with pytest.raises(ValueError, match="max_history: 100 is below startup_trials: tpe would never model"):
+        SamplerConfig(max_history=100, startup_trials=101)
