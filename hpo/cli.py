@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import RDBStorage
 
+    from hpo.background import Background
     from hpo.definition import StudyDefinition
     from hpo.events import Event, Listener
-    from hpo.tracking import MlflowTracker, NoTracker
+    from hpo.tracking import NoTracker
     from hpo.train_best import Trained
 
 IN_THE_CHECKPOINT = ("task", "seed", "data.", "model.", "lora", "embedding.", "optimizer.", "scheduler.")
@@ -107,7 +108,7 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
     opened = open_study(definition, database)
     with terminable(lambda: go_on), open_console() as console:
         tracker = _tracker(definition, console)
-        run = Sweep(definition, opened, _all(console, tracker))
+        run = Sweep(definition, opened, _all(tracker, console))
         run.run()
     if run.hopeless is not None:
         leave(1, f"the first trials all failed in the same way, so the sweep ended:\n{show.failure_text(run.hopeless)}")
@@ -139,7 +140,7 @@ def worker(
     definition = joined_definition(definition_of(opened), settings=_launched_by(launcher, settings))
     with terminable(lambda: "the other processes of the study go on"), open_console() as console:
         tracker = _tracker(definition, console)
-        Sweep(definition, opened, _all(console, tracker)).run()
+        Sweep(definition, opened, _all(tracker, console)).run()
 
 
 @app.command()
@@ -171,7 +172,7 @@ def train(
     name, last = config.stem if config else "resumed", LastJob()
     with terminable(lambda: last.go_on("hpo train")), open_console() as console:
         tracker = connect(None, Path(job.output.root), _notice(console))
-        trained = train_one(job, name, _all(console, tracker, last), resume=resume)
+        trained = train_one(job, name, _all(tracker, console, last), resume=resume)
     _require_complete(trained)
     show.trained(trained, model_uri=None, tracking=tracker.where, as_json=as_json)
 
@@ -198,7 +199,7 @@ def train_best_command(  # noqa: PLR0913 - its parameters are the command's opti
     last, again = LastJob(), _again(study, env, settings, storage)
     with terminable(lambda: last.go_on(f"hpo train-best {again}")), open_console() as console:
         tracker = _tracker(definition, console)
-        best, trained = train_best(loaded, _all(console, tracker, last), resume=resume, launcher=launcher)
+        best, trained = train_best(loaded, _all(tracker, console, last), resume=resume, launcher=launcher)
         _require_complete(trained)
         name, params = definition.config.study, {key: str(value) for key, value in best.params.items()}
         metrics, folder = trained.result.metrics, trained.result.run_dir.model
@@ -393,7 +394,7 @@ def _opened(
     return definition, url, load_study(definition.config.study, open_storage(url, create=False))
 
 
-def _tracker(definition: StudyDefinition, console: Listener) -> MlflowTracker | NoTracker:
+def _tracker(definition: StudyDefinition, console: Listener) -> Background | NoTracker:
     from hpo.tracking import connect
 
     return connect(definition.config.mlflow, definition.root, _notice(console))

@@ -7,7 +7,8 @@
     SweepFinished
 
 A job without a study (``hpo train``, ``hpo train-best``) sends the three job events alone. A Notice may come at any
-moment. Events are sent by the orchestrator's process only, in order, from one thread.
+moment. Events are sent by the orchestrator's process only, in order, from one thread; a listener that works on another
+one passes its notices on when it hears the next event.
 """
 
 from __future__ import annotations
@@ -124,3 +125,8 @@ class Notice:
 
 Event = SweepStarted | TrialStarted | JobStarted | JobProgress | JobFinished | TrialFinished | SweepFinished | Notice
 Listener = Callable[[Event], None]
+
+
+def is_last(event: Event) -> bool:
+    """Whether no other need come after: it ends a sweep, or a job without one."""
+    return isinstance(event, SweepFinished) or (isinstance(event, JobFinished) and event.label.trial is None)

@@ -1,7 +1,8 @@
 """Runs, models and experiments in MLflow's words, found by their tags before they are created.
 
 Knows no events and raises what MLflow raises; tracking.py decides what that means. `mlflow` is imported with the first
-use, because that takes seconds.
+use, because that takes seconds. Each call of MLflow opens several sessions of its database and costs 3 to 5 ms of
+processor time, however little it writes: a run is written in as few as it takes.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ import logging
 import math
 import os
 import re
+import sys
+import tempfile
 import time
-from collections.abc import Iterable, Mapping
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,25 +28,83 @@ from training.config import dump_yaml
 MAX_NAME_LENGTH = 250
 MAX_VALUE_LENGTH = 6000
 """Characters of a parameter's value; MLflow refuses more."""
+MAX_POINTS_KEPT = 10_000
+"""Metrics that a run keeps while MLflow is away; the oldest go first."""
+NUM_NEWEST = 100
+"""Trials of a continued study that are looked at for the highest number."""
+RUNNING = "RUNNING"
 
 Values = Mapping[str, Any]
 Metrics = Mapping[str, float]
-Points = Iterable[tuple[str, float, float, int]]
-"""Metrics: name, value, Unix time in seconds, step."""
-_NOTHING: Values = {}
+Point = tuple[str, float, float, int]
+"""A metric: name, value, Unix time in seconds, step."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+def _points() -> deque[Point]:
+    return deque(maxlen=MAX_POINTS_KEPT)
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
 class Run:
-    """A run as it is from its start. `identity` are the tags it is found by again."""
+    """A run as it is meant to be. `tags`, `params`, `metrics` and `files` are what MLflow lacks of it.
+
+    `identity` are the tags it is found by again. Times are Unix times in seconds.
+    """
 
     experiment: str
     name: str
     identity: Mapping[str, str]
-    tags: Mapping[str, str]
-    params: Values = field(default_factory=dict)
-    files: Mapping[str, Values] = field(default_factory=dict)
+    started: float
+    parent: Run | None = None
+    number: int = 0
+    """Which child of its parent: the trial's number, the fold's."""
+    is_new: bool = False
+    """Nobody wrote it before, as far as this process knows."""
+    tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)
+    metrics: deque[Point] = field(default_factory=_points)
+    files: dict[str, Values] = field(default_factory=dict)
     """Artifacts: what each YAML file holds."""
+    status: str = RUNNING
+    ended: float | None = None
+    orphans: dict[str, str] = field(default_factory=dict)
+    """Tags of runs that nobody else will end: those still RUNNING are KILLED with this one."""
+    children: dict[int, Run] = field(default_factory=dict)
+    """Those that are at work or not written yet."""
+
+    id: str = ""
+    artifacts: str = ""
+    written_status: str = ""
+    newest_child: int = -1
+    """The highest number of a child that may be in MLflow from before."""
+    failures: int = 0
+    """How often MLflow refused it."""
+
+    @property
+    def is_written(self) -> bool:
+        """MLflow has all of it."""
+        lacks = self.tags or self.params or self.metrics or self.files or self.orphans
+        return bool(self.id) and not lacks and self.status == self.written_status
+
+    @property
+    def is_done(self) -> bool:
+        """It and its children have ended, and MLflow has all of them."""
+        return all(run.is_written and run.status != RUNNING for run in self.tree())
+
+    def tree(self) -> Iterator[Run]:
+        """Itself, then its children, each with theirs."""
+        yield self
+        for child in self.children.values():
+            yield from child.tree()
+
+    def begin_again(self, at: float) -> None:
+        """It runs once more: MLflow may know it, and refuses a second value for a parameter."""
+        self.id, self.is_new, self.started = "", False, at
+        self.status, self.ended = RUNNING, None
+
+    def end(self, status: str, at: float) -> None:
+        """It is over."""
+        self.status, self.ended = status, at
 
 
 class Runs:
@@ -50,65 +113,108 @@ class Runs:
     def __init__(self, uri: str, artifact_root: Path) -> None:
         self._uri, self._artifact_root = uri, artifact_root
         self._experiments: dict[str, str] = {}
-        self._ids: dict[frozenset[tuple[str, str]], str] = {}
-        self._not_ended: set[str] = set()
+        # MLflow warns mostly of its own use of SQLAlchemy, nothing a user can act on. Once and for good: filters are
+        # the whole process's, and a thread that restores them would undo another's.
+        warnings.filterwarnings("ignore", module=r"(mlflow|sqlalchemy|alembic)\b")
 
     @cached_property
-    def _client(self) -> Any:
+    def client(self) -> Any:
+        """The MlflowClient, opened by the first use."""
         return _open_client(self._uri)
 
-    def ensure(self, run: Run, *, starts: bool = False) -> str:
-        """The id of `run`, made complete and RUNNING by the first call for it and whenever it `starts`."""
-        key = frozenset(run.identity.items())
-        if starts or key not in self._ids:
-            experiment = self._experiment(run.experiment)
-            found = next(iter(self._search(experiment, run.identity)), None)
-            found = found or self._client.create_run(experiment, tags=dict(run.identity), run_name=run.name)
-            run_id = found.info.run_id
-            self._not_ended.add(run_id)
-            if found.info.status != "RUNNING":
-                self._client.update_run(run_id, status="RUNNING")
-            known = found.data.params  # MLflow refuses a second value for a parameter
-            params = {name: value for name, value in run.params.items() if _plain(name) not in known}
-            self.log(run_id, params=params, tags=run.tags)
-            for name, values in run.files.items():
-                self._client.log_text(run_id, dump_yaml(values), name)
-            self._ids[key] = run_id
-        return self._ids[key]
+    def write(self, run: Run, points: Sequence[Point] = ()) -> None:
+        """Bring MLflow to what `run` is, and add `points` to its metrics.
 
-    def log(self, run: str, *, metrics: Points = (), params: Values = _NOTHING, tags: Values = _NOTHING) -> None:
-        """Write a batch; the client splits one that is over MLflow's limits."""
+        What is written is taken out of `run`: after an error, another call writes the rest. Points may come twice.
+        """
+        self._open(run)
+        self._log(run, points)
+        if run.files:
+            self._upload(run)
+        if run.orphans:
+            for orphan in self._running(run.experiment, run.orphans):
+                self.client.set_terminated(orphan, "KILLED")
+            run.orphans.clear()
+        if run.status == run.written_status:
+            return
+        if run.status == RUNNING:
+            self.client.update_run(run.id, status=RUNNING)
+        else:
+            self.client.set_terminated(run.id, run.status, _ms(run.ended or time.time()))
+        run.written_status = run.status
+
+    def _open(self, run: Run) -> None:
+        """Give `run` its id: that of the run in MLflow with its identity, or of a new one."""
+        if run.id:
+            return
+        parent, tags = run.parent, dict(run.identity)
+        if parent is not None:
+            if not parent.id:
+                self.write(parent)
+            tags["mlflow.parentRunId"] = parent.id
+        experiment = self._experiment(run.experiment)
+        is_new = run.is_new and parent is not None and run.number > parent.newest_child
+        run.is_new = False  # MLflow may create it and not be heard to say so
+        found = None if is_new else next(iter(self._search(experiment, run.identity)), None)
+        if found is None:
+            tags |= {name: _short(value) for name, value in run.tags.items()}
+            found = self.client.create_run(experiment, start_time=_ms(run.started), tags=tags, run_name=run.name)
+            run.tags.clear()
+        else:
+            run.tags |= {name: value for name, value in tags.items() if name not in run.identity}
+            known = found.data.params  # MLflow refuses a second value for a parameter
+            run.params = {name: value for name, value in run.params.items() if _plain(name) not in known}
+            is_study = run.identity["hpo.kind"] == "study"
+            run.newest_child = self._newest_trial(experiment, run.identity) if is_study else sys.maxsize
+        run.artifacts, run.written_status = found.info.artifact_uri, found.info.status
+        run.id = found.info.run_id
+
+    def _log(self, run: Run, points: Sequence[Point]) -> None:
+        # In one call; the client splits what is over MLflow's limits.
         from mlflow.entities import Metric, Param, RunTag
 
-        self._client.log_batch(
-            run,
-            [Metric(_plain(name), value, int(at * 1000), step) for name, value, at, step in metrics],
-            [Param(_plain(name), _short(value)) for name, value in params.items()],
-            [RunTag(name, _short(value)) for name, value in tags.items()],
+        if not (points or run.metrics or run.params or run.tags):
+            return
+        self.client.log_batch(
+            run.id,
+            [Metric(_plain(name), value, _ms(at), step) for name, value, at, step in (*points, *run.metrics)],
+            [Param(_plain(name), _short(value)) for name, value in run.params.items()],
+            [RunTag(name, _short(value)) for name, value in run.tags.items()],
             synchronous=True,
         )
+        for written in (run.metrics, run.params, run.tags):
+            written.clear()
 
-    def end(self, run: str, status: str) -> None:
-        """Give `run` its last status."""
-        self._client.set_terminated(run, status)
-        self._not_ended.discard(run)
+    def _upload(self, run: Run) -> None:
+        # Not through the client, which would load the whole run once more to see where its artifacts lie.
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    def not_ended(self) -> list[str]:
-        """The runs that were ensured here and are not ended."""
-        return list(self._not_ended)
+        repository = get_artifact_repository(run.artifacts, tracking_uri=self._uri)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, values in run.files.items():
+                path = Path(folder) / name
+                path.write_text(dump_yaml(values), encoding="utf-8")
+                repository.log_artifact(str(path))  # type: ignore[no-untyped-call]
+        run.files.clear()
 
-    def running(self, experiment: str, tags: Mapping[str, str]) -> list[str]:
+    def _newest_trial(self, experiment: str, study: Mapping[str, str]) -> int:
+        """The highest number of a trial of that study which is in MLflow: another with a higher one is new."""
+        tags = {"hpo.study_uid": study["hpo.study_uid"], "hpo.kind": "trial"}
+        newest = self._search(experiment, tags, order_by=["attributes.start_time DESC"], max_results=NUM_NEWEST)
+        return max((int(run.data.tags["hpo.trial"]) for run in newest), default=-1)
+
+    def _running(self, experiment: str, tags: Mapping[str, str]) -> list[str]:
         """The runs with these tags whose status is RUNNING, whoever started them."""
         found = self._search(self._experiment(experiment), tags)
-        return [run.info.run_id for run in found if run.info.status == "RUNNING"]
+        return [run.info.run_id for run in found if run.info.status == RUNNING]
 
     def log_model(self, run: str, folder: Path, name: str, metrics: Metrics, params: Values) -> str:
-        """Upload `folder` as a logged model of `run` and register it; returns ``models:/NAME/VERSION``."""
+        """Upload `folder` as a model of the run with that id and register it; returns ``models:/NAME/VERSION``."""
         from mlflow.entities import LoggedModelOutput, Metric
 
         if not any(folder.iterdir()):
             raise FileNotFoundError(f"{folder} is empty")  # MLflow would register a model without files
-        client, experiment = self._client, self._client.get_run(run).info.experiment_id
+        client, experiment = self.client, self.client.get_run(run).info.experiment_id
         texts = {key: _short(value) for key, value in params.items()}
         # A logged model's name takes less than a registered one's.
         model = client.create_logged_model(experiment, re.sub(r"[/:.%\"']", "_", name), run, params=texts)
@@ -128,31 +234,31 @@ class Runs:
         from mlflow.exceptions import MlflowException
 
         try:
-            self._client.create_registered_model(name)
+            self.client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         # Not models:/ID as the source: the SQL store would look that up in the global tracking URI.
         source, model_id = model.artifact_location, model.model_id
-        version = self._client.create_model_version(name, source, run, model_id=model_id).version
+        version = self.client.create_model_version(name, source, run, model_id=model_id).version
         # The model's page shows its versions by this tag, which only a server would set by itself.
         versions = json.dumps([{"name": name, "version": version}])
-        self._client.set_logged_model_tags(model_id, {"mlflow.modelVersions": versions})
+        self.client.set_logged_model_tags(model_id, {"mlflow.modelVersions": versions})
         return f"models:/{name}/{version}"
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
-            known = self._client.get_experiment_by_name(name)
+            known = self.client.get_experiment_by_name(name)
             # A server knows where its artifacts go; a database would take the working directory.
             place = self._artifact_root.absolute().as_uri() if _is_database(self._uri) else None
-            self._experiments[name] = known.experiment_id if known else self._client.create_experiment(name, place)
+            self._experiments[name] = known.experiment_id if known else self.client.create_experiment(name, place)
         return self._experiments[name]
 
-    def _search(self, experiment: str, tags: Mapping[str, str]) -> list[Any]:
+    def _search(self, experiment: str, tags: Mapping[str, str], **how: Any) -> list[Any]:
         # MLflow's filters cannot quote every text, such as a path with both kinds of quotes.
         quotable = {key: value for key, value in tags.items() if re.fullmatch(r"[\w./ -]+", value)}
         condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in quotable.items())
-        found = self._client.search_runs([experiment], condition)
+        found = self.client.search_runs([experiment], condition, **how)
         return [run for run in found if tags.items() <= run.data.tags.items()]
 
 
@@ -160,6 +266,10 @@ def _plain(name: str) -> str:
     """A name that MLflow takes: it is a path there, without ``..`` and empty parts."""
     plain = re.sub(r"[^/\w.\- :]", "_", name)[:MAX_NAME_LENGTH]
     return "/".join(part if part.strip(". ") else "_" for part in plain.split("/"))
+
+
+def _ms(at: float) -> int:
+    return int(at * 1000)
 
 
 def _short(value: Any) -> str:

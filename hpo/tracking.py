@@ -1,9 +1,10 @@
 """Mirrors what happens into MLflow: one experiment a study, its runs nested study > trial > fold.
 
-A run is found by its tags before it is created, so a continued sweep or a repeated event makes no second one.
-What MLflow does not take never stops a training: it is said once, and written when MLflow answers again. Only
-the orchestrator's process writes, from one thread, through an MlflowClient: no active run, no global tracking
-URI. `mlflow` is imported with the first event, because that takes seconds.
+Events change runs in memory; a write brings MLflow to what they are, so that whatever happened in between is written
+at once. A run is found by its tags before it is created, unless this process began it in a study that has none like it:
+a continued sweep or a repeated event makes no second one. What MLflow does not take never stops a training: it is said
+once, and written when MLflow answers again. Only the orchestrator's process writes, from one thread (background.py),
+through an MlflowClient: no active run, no global tracking URI.
 """
 
 from __future__ import annotations
@@ -11,54 +12,54 @@ from __future__ import annotations
 import math
 import os
 import time
-import warnings
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from hpo.background import LAST_WRITES_S, WRITE_INTERVAL_S, Background
 from hpo.events import (
     Event,
     JobFinished,
     JobLabel,
     JobProgress,
     JobStarted,
-    Notice,
     SweepFinished,
     SweepStarted,
     TrialFinished,
     TrialStarted,
     TrialState,
+    is_last,
 )
 from hpo.masking import masked, secrets_of
-from hpo.mlflow_runs import Metrics, Run, Runs, Values
+from hpo.mlflow_runs import RUNNING, Metrics, Point, Run, Runs, Values
 from hpo.trial import JobStatus
 from training.config import flatten
 from training.run_dir import Event as RecordEvent
 from training.run_dir import Record
 
-WRITE_INTERVAL_S = 1.0
-"""The records of a running job are gathered for this long and sent in one batch."""
 PAUSE_FACTOR = 10
 """A write that failed after t seconds is followed by a pause of this many t: it costs a tenth of the time."""
-LAST_WRITES_S = 15.0
-"""The end of a sweep tries for this long to write what is missing."""
-MAX_RECORDS_KEPT = 10_000
-"""Records kept per job while MLflow is away; the oldest go first."""
+MAX_RECORDS_KEPT = 50_000
+"""Records of all jobs kept while MLflow is away; the oldest go first."""
+MAX_TRIALS_KEPT = 500
+"""Trials kept while MLflow is away; the oldest that ended go first."""
 _SECTION = {RecordEvent.TRAIN: "train", RecordEvent.EVALUATE: "eval"}
 _OF_TRIAL = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
 _OF_JOB = {JobStatus.COMPLETE: "FINISHED", JobStatus.STOPPED: "FINISHED", JobStatus.FAILED: "FAILED"}
 
 
-def connect(uri: str | None, root: Path, notice: Callable[[str], None]) -> MlflowTracker | NoTracker:
-    """The tracker of `uri`; None is MLFLOW_TRACKING_URI or a SQLite file in `root`, "off" tracks nothing."""
+def connect(uri: str | None, root: Path, notice: Callable[[str], None]) -> Background | NoTracker:
+    """The tracker of `uri`; None is MLFLOW_TRACKING_URI or a SQLite file in `root`, "off" tracks nothing.
+
+    `notice` is called by the thread that sends events. MLflow is being imported when this returns.
+    """
     root = root.absolute()
     path = f"{root}/mlflow.db".replace("%", "%25").replace("?", "%3F")
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path}"
     if uri == "off":
         return NoTracker()
-    return MlflowTracker(uri, artifact_root=root / "mlartifacts", notice=notice)
+    return Background(partial(MlflowTracker, uri, root / "mlartifacts"), notice)
 
 
 class NoTracker:
@@ -75,49 +76,60 @@ class NoTracker:
 
 
 class MlflowTracker:
-    """A listener that writes what it hears to the MLflow at `uri`. It never raises."""
+    """Hears events and writes them to the MLflow at `uri`. It never raises."""
 
     def __init__(
         self,
         uri: str,
-        *,
         artifact_root: Path,
         notice: Callable[[str], None],
+        *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.where = masked(uri)
         """The tracking URI without credentials."""
         self._secrets = secrets_of(uri)
         self._runs = Runs(uri, artifact_root)
-        self._notice, self._clock, self._noticed = notice, clock, False
+        self._notice, self._clock, self._said = notice, clock, set[str]()
         self._sweep: SweepStarted | None = None
-        self._trials: dict[int, TrialStarted] = {}
-        self._jobs: dict[JobLabel, JobStarted] = {}
-        self._records: dict[JobLabel, deque[Record]] = {}
-        self._records_due: dict[JobLabel, float] = {}
-        self._unsent: list[JobFinished | TrialFinished] = []
+        self._roots: dict[str, Run] = {}
+        """Studies and jobs without one that are at work or not written yet, with all that is below them."""
+        self._alone: dict[JobLabel, Run] = {}
+        """The last job without a study, for its model."""
+        self._highest_trial = -1
+        self._records: deque[tuple[Run, Record]] = deque(maxlen=MAX_RECORDS_KEPT)
+        self._is_ending = False
         self._paused_until = -math.inf
 
-    def __call__(self, event: Event) -> None:
-        """Write `event`, or keep what is needed to write it later."""
-        self._remember(event)
-        match event:
-            case SweepFinished():
-                deadline = self._clock() + LAST_WRITES_S
-                for write in self._last_writes(event):
-                    if self._clock() < deadline:
-                        self._try(write)
-            case Notice():
-                pass
-            case JobProgress(label=label) if self._clock() < self._records_due.get(label, -math.inf):
-                pass
-            case JobFinished() | TrialFinished():
-                self._unsent.append(event)  # before it is tried: Ctrl-C may come in the middle
-                self._write_unsent(event)
-                if event not in self._unsent:
-                    self._write_late()
-            case _ if not self._is_paused(event) and self._try(partial(self._write, event)):
-                self._write_late()
+    def open(self) -> None:
+        """Import MLflow and open its store; what goes wrong now is said when there is something to write."""
+        try:
+            _ = self._runs.client
+        except Exception:
+            return
+
+    def hear(self, event: Event, at: float) -> None:
+        """Change what is to be written by `event`, which happened `at` that Unix time."""
+        try:
+            self._hear(event, at)
+        except Exception as error:  # events in an order that nobody foresaw
+            self._say_once("unforeseen", f"MLflow ({self.where}) will lack something: {self._reason(error)}")
+
+    def write(self) -> None:
+        """Write what MLflow lacks, parents before children, unless it refused something just now.
+
+        At the end of a sweep or a job without one, all is tried, and what fails once is tried once more.
+        """
+        if not self._is_ending:
+            return self._write(WRITE_INTERVAL_S)
+        self._is_ending, deadline = False, self._clock() + LAST_WRITES_S
+        for _ in range(2):
+            self._write(deadline - self._clock(), to_the_end=True)
+
+    @property
+    def has_unwritten(self) -> bool:
+        """Whether MLflow lacks something."""
+        return bool(self._records) or any(not run.is_written for run in self._all())
 
     def log_model(self, label: JobLabel, folder: Path, *, name: str, metrics: Metrics, params: Values) -> str:
         """Log `folder` as a model of that job (finished or not) and register it as a version of `name`.
@@ -125,49 +137,84 @@ class MlflowTracker:
         Returns ``models:/NAME/VERSION``, or "" when MLflow did not take it, which is said every time.
         """
         try:
-            with warnings.catch_warnings(action="ignore"):
-                uri = self._runs.log_model(self._job_run(label), folder, name, metrics, params)
+            run = self._job(label)
+            if not run.id:
+                self._runs.write(run)
+            uri = self._runs.log_model(run.id, folder, name, metrics, params)
         except Exception as error:
             self._notice(f"the model in {folder} is not registered in MLflow: {self._reason(error)}")
             return ""
         self._paused_until = -math.inf
-        self._write_late()
+        self._write(LAST_WRITES_S)
         return uri
 
-    def _remember(self, event: Event) -> None:
-        # First of all, so that a run which could not be created at its start is created by what follows.
+    def _hear(self, event: Event, at: float) -> None:
         match event:
             case SweepStarted():
-                self._sweep = event
-                self._trials.clear()
+                self._start_sweep(event, at)
             case TrialStarted():
-                self._trials[event.number] = event
+                self._start_trial(event, at)
             case JobStarted():
-                self._jobs[event.label] = event
+                self._start_job(event, at)
             case JobProgress() if event.record.event in _SECTION:
-                self._records.setdefault(event.label, deque(maxlen=MAX_RECORDS_KEPT)).append(event.record)
+                if len(self._records) == MAX_RECORDS_KEPT:
+                    self._say_once("records", f"MLflow ({self.where}) is away: it will lack the oldest records")
+                self._records.append((self._job(event.label), event.record))
+            case JobFinished():
+                self._finish_job(event, at)
+            case TrialFinished():
+                self._finish_trial(event, at)
+            case SweepFinished():
+                self._finish_sweep(event, at)
+        self._is_ending = self._is_ending or is_last(event)
 
-    def _try(self, write: Callable[[], None]) -> bool:
+    def _write(self, lasts_s: float, *, to_the_end: bool = False) -> None:
+        records = defaultdict[Run, list[Record]](list)
+        for run, record in self._records:
+            records[run].append(record)
+        kept, deadline = dict.fromkeys(self._all()), self._clock() + lasts_s
+        lacking = [run for run in kept if run in records or not run.is_written]
+        for run in sorted(lacking, key=_urgency):
+            is_paused = self._clock() < self._paused_until and not to_the_end
+            if is_paused or self._clock() >= deadline:
+                break
+            if self._try(run, [point for record in records[run] for point in _points(record)]):
+                del kept[run]
+        self._records = deque((each for each in self._records if each[0] in kept), MAX_RECORDS_KEPT)
+        self._forget()
+
+    def _try(self, run: Run, points: list[Point]) -> bool:
         started = self._clock()
         try:
-            # MLflow warns mostly of its own use of SQLAlchemy, nothing a user can act on.
-            with warnings.catch_warnings(action="ignore"):
-                write()
+            self._runs.write(run, points)
         except Exception as error:  # whatever MLflow, its database or the network raises
+            run.failures += 1
             self._paused_until = self._clock() + PAUSE_FACTOR * (self._clock() - started)
-            if not self._noticed:
-                self._noticed = True
-                self._notice(
-                    f"MLflow ({self.where}) does not take the results: {self._reason(error)}."
-                    " Training goes on and MLflow is tried again; to do without it, set `mlflow: off`."
-                )
+            self._say_once(
+                "refused",
+                f"MLflow ({self.where}) does not take the results: {self._reason(error)}."
+                " Training goes on and MLflow is tried again; to do without it, set `mlflow: off`.",
+            )
             return False
         return True
 
-    def _is_paused(self, event: Event) -> bool:
-        # The end of a job without a study is the last event there is: there is no later to wait for.
-        is_last = isinstance(event, JobFinished) and event.label.trial is None
-        return self._clock() < self._paused_until and not is_last
+    def _forget(self) -> None:
+        # What is over and written; a study as long as it goes on.
+        for key, root in list(self._roots.items()):
+            for number, trial in list(root.children.items()):
+                if trial.is_done:
+                    del root.children[number]
+            if root.is_done:
+                del self._roots[key]
+
+    def _all(self) -> Iterator[Run]:
+        for root in self._roots.values():
+            yield from root.tree()
+
+    def _say_once(self, kind: str, text: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            self._notice(text)
 
     def _reason(self, error: Exception) -> str:
         text = " ".join(f"{type(error).__name__}: {error}".split())
@@ -175,79 +222,82 @@ class MlflowTracker:
             text = text.replace(secret, "***")
         return masked(text)[:500]
 
-    def _write_late(self) -> None:
-        # MLflow answers. When it refuses one even now, the pause that follows keeps the others for later, too.
-        for event in list(self._unsent):
-            self._write_unsent(event)
+    def _start_sweep(self, event: SweepStarted, at: float) -> None:
+        self._sweep, self._highest_trial = event, -1
+        study = Run(
+            experiment=event.study,
+            name=event.study,
+            identity=self._identity("study"),
+            started=at,
+            tags={"hpo.metric": event.metric, "hpo.direction": event.direction},
+            files={"study.yaml": event.definition},
+        )
+        # One that this process swept before, and of which MLflow may still lack trials.
+        if earlier := self._roots.get(event.study_uid):
+            study.children, study.metrics = earlier.children, earlier.metrics
+            for trial in study.children.values():
+                trial.parent = study
+        self._roots[event.study_uid] = study
 
-    def _write_unsent(self, event: JobFinished | TrialFinished) -> None:
-        if not self._is_paused(event) and self._try(partial(self._write, event)):
-            self._unsent.remove(event)
+    def _start_trial(self, event: TrialStarted, at: float) -> None:
+        run = self._trial(event.number, at)
+        if event.number > self._highest_trial:
+            run.is_new, self._highest_trial = True, event.number
+        else:
+            run.begin_again(at)
+        run.params, run.files = dict(event.params), {"config.yaml": event.config.model_dump()}
+        self._make_room(self._study)
 
-    def _last_writes(self, event: SweepFinished) -> Iterator[Callable[[], None]]:
-        for unsent in self._unsent * 2:  # what fails once is tried once more, after the others
-            if unsent in self._unsent:
-                yield partial(self._write_last, unsent)
-        for run in self._runs.not_ended():
-            yield partial(self._runs.end, run, "KILLED")
-        status = "KILLED" if event.interrupted else "FINISHED"
-        yield lambda: self._runs.end(self._study_run(), status)
+    def _start_job(self, event: JobStarted, at: float) -> None:
+        label, config, path = event.label, event.config.model_dump(), str(event.run_dir.path)
+        if label.trial is None:
+            identity = {"hpo.kind": "job", "hpo.run_dir": path}
+            run = Run(experiment=label.study, name=event.run_dir.path.name, identity=identity, started=at)
+            self._roots[path] = self._alone[label] = run
+        else:
+            run = self._fold(label, at)
+        run.tags["hpo.run_dir"] = path
+        run.params, run.files = dict(flatten(config)), {"config.yaml": config}
 
-    def _write_last(self, event: JobFinished | TrialFinished) -> None:
-        self._write(event)
-        self._unsent.remove(event)
-
-    def _write(self, event: Event) -> None:
-        match event:
-            case SweepStarted():
-                self._study_run(starts=True)
-            case TrialStarted():
-                self._trial_run(event.number, starts=True)
-            case JobStarted():
-                self._job_run(event.label, starts=True)
-            case JobProgress():
-                self._records_due[event.label] = self._clock() + WRITE_INTERVAL_S
-                self._write_records(event.label)
-            case JobFinished():
-                self._finish_job(event)
-            case TrialFinished():
-                self._finish_trial(event)
-
-    def _write_records(self, label: JobLabel) -> None:
-        metrics = [
-            (f"{_SECTION[record.event]}/{name}", value, record.time, record.step)
-            for record in self._records.get(label, ())
-            for name, value in record.values.items()
-        ]
-        self._runs.log(self._job_run(label), metrics=metrics)
-        self._records.pop(label, None)
-
-    def _finish_job(self, event: JobFinished) -> None:
-        run, result = self._job_run(event.label), event.result
-        self._write_records(event.label)
+    def _finish_job(self, event: JobFinished, at: float) -> None:
+        run, result = self._job(event.label), event.result
         if result is None:
-            return self._runs.end(run, "KILLED")
-        tags: dict[str, Any] = {"hpo.status": result.status, "hpo.world_size": result.world_size}
+            return run.end("KILLED", at)
+        run.tags |= {"hpo.status": result.status, "hpo.world_size": str(result.world_size)}
         if result.failure is not None:
-            tags |= {"hpo.failure_kind": result.failure.kind, "hpo.failure_message": result.failure.message}
-        self._runs.log(run, tags=tags)
-        self._runs.end(run, _OF_JOB[result.status])
+            run.tags |= {"hpo.failure_kind": result.failure.kind, "hpo.failure_message": result.failure.message}
+        run.end(_OF_JOB[result.status], at)
 
-    def _finish_trial(self, event: TrialFinished) -> None:
-        run, now, sweep = self._trial_run(event.number), time.time(), self._known_sweep
-        metrics = [(f"fold_{sweep.metric}", score, now, fold) for fold, score in enumerate(event.fold_scores)]
+    def _finish_trial(self, event: TrialFinished, at: float) -> None:
+        metric, study = self._known_sweep.metric, self._study
+        is_known = event.number in study.children
+        run = self._trial(event.number, at)
+        if not is_known:  # its process was killed, and with it what should have ended its folds
+            run.orphans = {**self._identity("trial", trial=event.number), "hpo.kind": "fold"}
+        for fold in run.children.values():
+            if fold.status == RUNNING:
+                fold.end("KILLED", at)
+        run.metrics += [(f"fold_{metric}", score, at, fold) for fold, score in enumerate(event.fold_scores)]
         if event.value is not None:
-            metrics.append((sweep.metric, event.value, now, 0))
-        reason = {"hpo.reason": event.reason} if event.reason else {}
-        self._runs.log(run, metrics=metrics, tags={"hpo.state": event.state, **reason})
+            run.metrics.append((metric, event.value, at, 0))
+        run.tags |= {"hpo.state": event.state, **({"hpo.reason": event.reason} if event.reason else {})}
+        run.end(_OF_TRIAL[event.state], at)
         if event.best_value is not None:
-            best = (f"best_{sweep.metric}", event.best_value, now, event.number)
-            self._runs.log(self._study_run(), metrics=[best])
-        # Its folds ended before it, unless the process that ran them was killed.
-        folds = {**self._identity("trial", trial=event.number), "hpo.kind": "fold"}
-        for fold_run in self._runs.running(sweep.study, folds):
-            self._runs.end(fold_run, "KILLED")
-        self._runs.end(run, _OF_TRIAL[event.state])
+            study.metrics.append((f"best_{metric}", event.best_value, at, event.number))
+        self._make_room(study)
+
+    def _finish_sweep(self, event: SweepFinished, at: float) -> None:
+        for run in self._study.tree():
+            if run.status == RUNNING:
+                run.end("KILLED", at)
+        self._study.end("KILLED" if event.interrupted else "FINISHED", at)
+
+    def _make_room(self, study: Run) -> None:
+        if len(study.children) > MAX_TRIALS_KEPT:
+            over = [number for number, trial in study.children.items() if trial.status != RUNNING]
+            for number in over[:1]:
+                del study.children[number]
+                self._say_once("trials", f"MLflow ({self.where}) is away: it will lack the oldest trials")
 
     @property
     def _known_sweep(self) -> SweepStarted:
@@ -255,48 +305,58 @@ class MlflowTracker:
             raise LookupError("a trial outside a sweep: SweepStarted must come first")
         return self._sweep
 
+    @property
+    def _study(self) -> Run:
+        return self._roots[self._known_sweep.study_uid]
+
     def _identity(self, kind: str, **numbers: int | None) -> dict[str, str]:
         tags = {"kind": kind, "study_uid": self._known_sweep.study_uid, **numbers}
         return {f"hpo.{key}": str(value) for key, value in tags.items()}
 
-    def _study_run(self, *, starts: bool = False) -> str:
-        sweep = self._known_sweep
-        run = Run(
-            experiment=sweep.study,
-            name=sweep.study,
-            identity=self._identity("study"),
-            tags={"hpo.metric": sweep.metric, "hpo.direction": sweep.direction},
-            files={"study.yaml": sweep.definition},
-        )
-        return self._runs.ensure(run, starts=starts)
-
-    def _trial_run(self, number: int, *, starts: bool = False) -> str:
+    def _trial(self, number: int, at: float) -> Run:
         # A trial can end that never started here: its process was killed, or its configuration was not valid.
-        trial = self._trials.get(number)
-        run = Run(
-            experiment=self._known_sweep.study,
-            name=f"trial {number}",
-            identity=self._identity("trial", trial=number),
-            tags={"mlflow.parentRunId": self._study_run()},
-            params=trial.params if trial else {},
-            files={"config.yaml": trial.config.model_dump()} if trial else {},
-        )
-        return self._runs.ensure(run, starts=starts)
+        study = self._study
+        if number not in study.children:
+            study.children[number] = Run(
+                experiment=study.experiment,
+                name=f"trial {number}",
+                identity=self._identity("trial", trial=number),
+                started=at,
+                parent=study,
+                number=number,
+            )
+        return study.children[number]
 
-    def _job_run(self, label: JobLabel, *, starts: bool = False) -> str:
-        job, config = self._jobs[label], self._jobs[label].config.model_dump()
-        run_dir = {"hpo.run_dir": str(job.run_dir.path)}
-        if label.trial is None:
-            identity, parent = {"hpo.kind": "job", **run_dir}, {}
+    def _fold(self, label: JobLabel, at: float) -> Run:
+        """A fold that starts, in a run of its own or once more in that which it had."""
+        assert label.trial is not None and label.fold is not None
+        trial = self._trial(label.trial, at)
+        if label.fold in trial.children:
+            trial.children[label.fold].begin_again(at)
         else:
-            identity = self._identity("fold", trial=label.trial, fold=label.fold)
-            parent = {"mlflow.parentRunId": self._trial_run(label.trial)}
-        run = Run(
-            experiment=label.study,
-            name=job.run_dir.path.name if label.trial is None else str(label),
-            identity=identity,
-            tags={**run_dir, **parent},
-            params=dict(flatten(config)),
-            files={"config.yaml": config},
-        )
-        return self._runs.ensure(run, starts=starts)
+            trial.children[label.fold] = Run(
+                experiment=label.study,
+                name=str(label),
+                identity=self._identity("fold", trial=label.trial, fold=label.fold),
+                started=at,
+                parent=trial,
+                number=label.fold,
+                is_new=True,
+            )
+        return trial.children[label.fold]
+
+    def _job(self, label: JobLabel) -> Run:
+        """A job that has started."""
+        if label.trial is None or label.fold is None:
+            return self._alone[label]
+        return self._study.children[label.trial].children[label.fold]
+
+
+def _urgency(run: Run) -> tuple[int, bool, float]:
+    """What MLflow refused goes last, so that it holds up no other; what it shows as running goes first."""
+    return run.failures, run.written_status != RUNNING, run.started
+
+
+def _points(record: Record) -> Iterator[Point]:
+    for name, value in record.values.items():
+        yield f"{_SECTION[record.event]}/{name}", value, record.time, record.step

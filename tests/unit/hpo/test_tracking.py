@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hpo.background import Background
 from hpo.events import (
     Event,
     JobFinished,
@@ -30,6 +34,7 @@ from hpo.events import (
     TrialState,
 )
 from hpo.masking import masked
+from hpo.mlflow_runs import Point, Run, Runs
 from hpo.tracking import MlflowTracker, NoTracker, connect
 from hpo.trial import JobStatus, TrialResult
 from training.config import JobConfig, parse_layer
@@ -61,7 +66,7 @@ class Mlflow:
     def tracker(self) -> MlflowTracker:
         """A tracker as a new process would make it."""
         artifacts = self.root / "mlartifacts"
-        return MlflowTracker(self.uri, artifact_root=artifacts, notice=self.notices.append, clock=self.clock)
+        return MlflowTracker(self.uri, artifacts, self.notices.append, clock=self.clock)
 
     @property
     def client(self) -> Any:
@@ -169,9 +174,18 @@ def one_trial(number: int = 0) -> list[Event]:
     return [trial(number), *jobs, told(number)]
 
 
-def send(tracker: Callable[[Event], None], *events: Event) -> None:
+def send(tracker: MlflowTracker, *events: Event) -> None:
+    """Each event is written before the next one comes."""
     for event in events:
-        tracker(event)
+        tracker.hear(event, time.time())
+        tracker.write()
+
+
+def send_at_once(tracker: MlflowTracker, *events: Event) -> None:
+    """The events come faster than they are written."""
+    for event in events:
+        tracker.hear(event, time.time())
+    tracker.write()
 
 
 WRITES = ("get_experiment_by_name", "search_runs", "create_run", "log_batch", "log_text", "set_terminated")
@@ -237,21 +251,178 @@ def test_a_fold_keeps_the_step_and_time_of_every_record(mlflow: Mlflow) -> None:
     assert "optimizer:" in mlflow.artifact(run, "config.yaml")
 
 
-def test_records_of_a_second_are_written_at_once(mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch) -> None:
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Let MLflow work and count what is called, from now on."""
     from mlflow import MlflowClient
 
-    tracker, job, batches, log_batch = mlflow.tracker(), label(), list[int](), MlflowClient.log_batch
+    calls: Counter[str] = Counter()
 
-    def count(client: Any, run: str, metrics: Any = (), *rest: Any, **named: Any) -> None:
-        batches.append(len(metrics))
-        log_batch(client, run, metrics, *rest, **named)
+    def counted(name: str) -> Callable[..., Any]:
+        original = getattr(MlflowClient, name)
 
-    send(tracker, sweep(), trial(), started(job))
-    monkeypatch.setattr(MlflowClient, "log_batch", count)
-    send(tracker, *(progress(job, step, loss=0.5) for step in range(5)))
-    mlflow.clock.now += 1.0
-    send(tracker, progress(job, 5, loss=0.5))
-    assert batches == [1, 5]
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in WRITES:
+        monkeypatch.setattr(MlflowClient, name, counted(name))
+    return calls
+
+
+def test_a_trial_that_is_over_when_it_is_written_takes_three_calls_a_run(
+    mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = mlflow.tracker()
+    send(tracker, sweep())
+    calls = count_calls(monkeypatch)
+    send_at_once(tracker, *one_trial())
+    assert calls == {
+        "create_run": 3,
+        "log_batch": 4,
+        "set_terminated": 3,
+    }  # and one batch for the study: the best value
+    assert mlflow.run("trial").data.tags["hpo.state"] == "COMPLETE"
+    assert [run.data.metrics for run in mlflow.runs("fold")] == [{"train/loss": 0.7}] * 2
+    assert {run.data.tags["hpo.status"] for run in mlflow.runs("fold")} == {"complete"}
+
+
+def test_what_came_since_the_last_write_is_one_batch(mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = mlflow.tracker()
+    send(tracker, sweep(), trial(), started(label()))
+    calls = count_calls(monkeypatch)
+    send_at_once(tracker, *(progress(label(), step, loss=0.5) for step in range(5)))
+    assert calls == {"log_batch": 1}
+    assert len(mlflow.client.get_metric_history(mlflow.run("fold").info.run_id, "train/loss")) == 5
+    assert not tracker.has_unwritten
+
+
+def test_a_run_lasts_as_long_as_what_it_shows_and_not_as_its_writing(mlflow: Mlflow) -> None:
+    tracker = mlflow.tracker()
+    for at, event in enumerate([sweep(), trial(), started(label()), finished(label()), told(), SweepFinished()]):
+        tracker.hear(event, 1000.0 + at)
+    tracker.write()
+    times = {run.info.run_name: (run.info.start_time, run.info.end_time) for run in mlflow.runs()}
+    assert times == {
+        "bert_cv": (1000000, 1005000),
+        "trial 0": (1001000, 1004000),
+        "trial 0 fold 0": (1002000, 1003000),
+    }
+
+
+@pytest.mark.parametrize("how", [send, send_at_once])
+def test_trials_and_folds_side_by_side_are_not_confused(mlflow: Mlflow, how: Callable[..., None]) -> None:
+    numbers, jobs = (2, 0, 1), [label(fold, number) for fold in (1, 0) for number in (2, 0, 1)]
+    how(
+        mlflow.tracker(),
+        sweep(),
+        *(trial(number) for number in numbers),
+        *(started(job, f"/runs/{job}") for job in jobs),
+        *(progress(job, step, loss=10 * job.trial + job.fold) for step in (1, 2) for job in jobs),  # type: ignore[operator]
+        *(finished(job) for job in reversed(jobs)),
+        *(told(number, value=number / 10) for number in (1, 2, 0)),
+        SweepFinished(),
+    )
+    trials = {run.info.run_id: run.info.run_name for run in mlflow.runs("trial")}
+    assert sorted(trials.values()) == ["trial 0", "trial 1", "trial 2"]
+    assert [
+        run.data.metrics["accuracy"] for run in sorted(mlflow.runs("trial"), key=lambda run: run.info.run_name)
+    ] == [
+        0.0,
+        0.1,
+        0.2,
+    ]
+    folds = {run.info.run_name: run for run in mlflow.runs("fold")}
+    assert sorted(folds) == [f"trial {number} fold {fold}" for number in range(3) for fold in range(2)]
+    for name, run in folds.items():
+        number, fold = int(name.split()[1]), int(name.split()[3])
+        assert trials[run.data.tags["mlflow.parentRunId"]] == f"trial {number}"
+        assert run.data.metrics == {"train/loss": 10 * number + fold}
+        assert run.data.tags["hpo.run_dir"] == f"/runs/{name}"
+    assert set(mlflow.statuses().values()) == {"FINISHED"}
+    assert mlflow.notices == []
+
+
+def num_kept() -> int:
+    return sum(isinstance(each, (Run, JobConfig, Record)) for each in gc.get_objects())
+
+
+def test_what_is_over_and_written_is_not_kept(mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(self: Runs, run: Run, points: object = ()) -> None:
+        run.id, run.written_status = "an id", run.status
+        for lacking in (run.tags, run.params, run.metrics, run.files):
+            lacking.clear()
+
+    monkeypatch.setattr(Runs, "write", write)
+    tracker = mlflow.tracker()
+    send(tracker, sweep(), *one_trial(0), trial(1), started(label(0, 1)))
+    gc.collect()
+    kept = num_kept()
+    for number in range(2, 2000):
+        send_at_once(tracker, *one_trial(number))
+    gc.collect()
+    assert num_kept() == kept
+    send(tracker, finished(label(0, 1)), told(1), SweepFinished())
+    assert not tracker.has_unwritten
+
+
+def test_memory_is_bounded_while_mlflow_is_away(mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpo.tracking.MAX_TRIALS_KEPT", 3)
+    monkeypatch.setattr("hpo.tracking.MAX_RECORDS_KEPT", 4)
+    gc.collect()
+    before, tracker = num_kept(), mlflow.tracker()
+    with monkeypatch.context() as outage:
+        break_mlflow(outage, mlflow.clock)
+        send(tracker, sweep(), *(event for number in range(20) for event in one_trial(number)))
+        gc.collect()
+        assert num_kept() - before <= 1 + 3 * 3 + 4
+    send(tracker, SweepFinished())
+    assert set(mlflow.statuses()) == {"bert_cv"} | {
+        name
+        for number in (17, 18, 19)
+        for name in (f"trial {number}", f"trial {number} fold 0", f"trial {number} fold 1")
+    }
+    assert set(mlflow.statuses().values()) == {"FINISHED"}
+    assert ["lack the oldest" in notice for notice in mlflow.notices] == [False, True, True]
+
+
+def test_a_run_that_mlflow_made_without_being_heard_to_say_so_is_found(
+    mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    create_run = MlflowClient.create_run
+
+    def lost(*args: Any, **kwargs: Any) -> None:
+        create_run(*args, **kwargs)
+        raise TimeoutError("no answer")
+
+    tracker = mlflow.tracker()
+    with monkeypatch.context() as outage:
+        outage.setattr(MlflowClient, "create_run", lost)
+        send(tracker, sweep(), trial(), started(label()))
+    send(tracker, finished(label()), told(), SweepFinished())
+    assert [len(mlflow.runs(kind)) for kind in ("study", "trial", "fold")] == [1, 1, 1]
+    assert set(mlflow.statuses().values()) == {"FINISHED"}
+
+
+def test_a_run_that_mlflow_refuses_holds_up_no_other(mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = mlflow.tracker()
+    send(tracker, sweep(), trial(0))
+    mlflow.client.delete_run(mlflow.run("trial").info.run_id)
+    broken = tracker._runs.write
+
+    def slow(run: Run, points: Sequence[Point] = ()) -> None:
+        mlflow.clock.now += 1.0  # so that a pause follows a failure
+        broken(run, points)
+
+    monkeypatch.setattr(tracker._runs, "write", slow)
+    send(tracker, told(0, best_value=None))
+    for number in (1, 2, 3):
+        mlflow.clock.now += 60.0
+        send(tracker, trial(number))
+    assert mlflow.statuses() == {"bert_cv": "RUNNING", **{f"trial {number}": "RUNNING" for number in (1, 2, 3)}}
 
 
 def test_continuing_a_study_makes_no_second_run(mlflow: Mlflow) -> None:
@@ -443,7 +614,7 @@ def test_unreachable_mlflow_is_said_once_and_never_raises(tmp_path: Path, scheme
     (tmp_path / "file").touch()
     uri = {"http": "http://me:secret@127.0.0.1:9", "sqlite": f"sqlite:///{tmp_path}/file/mlflow.db"}[scheme]
     notices: list[str] = []
-    tracker = MlflowTracker(uri, artifact_root=tmp_path, notice=notices.append, clock=Clock())
+    tracker = MlflowTracker(uri, tmp_path, notices.append, clock=Clock())
     send(tracker, *everything(), *everything())
     assert len(notices) == 1
     assert masked(uri) in notices[0]
@@ -452,7 +623,7 @@ def test_unreachable_mlflow_is_said_once_and_never_raises(tmp_path: Path, scheme
 
 def test_no_credentials_in_a_notice(mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     uri, notices = "postgresql://me:p%40ss/w@ord@db/mlflow?sslpassword=hidden", list[str]()
-    tracker = MlflowTracker(uri, artifact_root=tmp_path, notice=notices.append)
+    tracker = MlflowTracker(uri, tmp_path, notices.append)
 
     def fail(uri: str) -> None:
         raise OSError(f"cannot reach {uri}: password p@ss/w@ord of p%40ss/w@ord refused")
@@ -563,7 +734,7 @@ def test_artifacts_lie_under_the_root(mlflow: Mlflow) -> None:
     assert len(list((mlflow.root / "mlartifacts").rglob("config.yaml"))) == 3
 
 
-def test_mlflow_is_not_imported_before_the_first_event_and_prints_nothing(tmp_path: Path) -> None:
+def test_mlflow_is_imported_by_its_own_thread_and_prints_nothing(tmp_path: Path) -> None:
     script = """
         import logging, sys
         from pathlib import Path
@@ -571,8 +742,8 @@ def test_mlflow_is_not_imported_before_the_first_event_and_prints_nothing(tmp_pa
         from hpo.tracking import connect
         from tests.unit.hpo.test_tracking import everything
 
-        tracker = connect(None, Path(sys.argv[1]), print)
         assert not {"mlflow", "torch"} & sys.modules.keys()
+        tracker = connect(None, Path(sys.argv[1]), print)
         for event in everything():
             tracker(event)
         import mlflow
@@ -592,10 +763,11 @@ def test_mlflow_is_not_imported_before_the_first_event_and_prints_nothing(tmp_pa
 def test_off_tracks_nothing_with_the_same_surface(tmp_path: Path) -> None:
     tracker = connect("off", tmp_path / "runs", print)
     assert isinstance(tracker, NoTracker)
-    send(tracker, *everything())
+    for event in everything():
+        tracker(event)
     assert tracker.log_model(ALONE, tmp_path, name="m", metrics={}, params={}) == ""
     assert not (tmp_path / "runs").exists()
-    surface = {name for name in dir(MlflowTracker) if not name.startswith("_")} | {"where"}
+    surface = {name for name in dir(Background) if not name.startswith("_")}
     assert {name for name in dir(NoTracker) if not name.startswith("_")} == surface
 
 
