@@ -299,6 +299,7 @@ def test_many_jobs_at_once_leave_no_process(by_fork: JobConfig, folder: Path) ->
 
     def one(number: int) -> TrialResult:
         config = by_fork.with_values(RANKS["two ranks" if number % 2 else "one process"])
+        config = config.with_values({"distributed.share_devices": True})
         return run(config, folder / str(number))
 
     with ThreadPoolExecutor(4) as slots:

@@ -174,7 +174,7 @@ def test_an_unknown_key_like_no_other_gets_the_list_of_known_ones() -> None:
 
 def test_all_problems_are_told_at_once_each_in_the_layer_it_comes_from() -> None:
     found = problems(
-        "optimizer:\n  lr: 0\n  lr: fast\ntraining: {epochs: 0}\n",
+        "optimizer:\n  lr: 0\n  lr: fast\ntraining: {epochs: -1}\n",
         "data:\n  max_samples: many\ntraning: {}\n",
         chosen=("seed=-1", "oops"),
     )
@@ -183,7 +183,7 @@ def test_all_problems_are_told_at_once_each_in_the_layer_it_comes_from() -> None
         "--set seed=-1: seed must be greater than or equal to 0, not -1",
         "0.yaml:3: key 'lr' stands twice (first at 0.yaml:2); keep one",
         "0.yaml:3: optimizer.lr must be a valid number, not 'fast'",
-        "0.yaml:4: training.epochs must be greater than or equal to 1, not 0",
+        "0.yaml:4: training.epochs must be greater than or equal to 0, not -1",
         "1.yaml:2: data.max_samples must be a valid integer, not 'many'",
         "1.yaml:3: traning is not a known key; did you mean 'training'?",
     ]
