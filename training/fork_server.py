@@ -28,6 +28,7 @@ from training.config import JobConfig
 from training.main import run_rank_here
 from training.process import die_with_parent, leave, no_garbage_collection, redirect_output, rename
 from training.run_dir import JOB_ID, RunDir
+from training.versions import version_of
 
 ALWAYS = (
     "torch",
@@ -37,6 +38,7 @@ ALWAYS = (
     "training.job",
     "training.rendezvous",
 )
+VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "pandas", "scipy", "sqlalchemy")
 MONITOR_INTERVAL_S = 0.02
 """Between two looks of an agent at its ranks."""
 
@@ -73,6 +75,7 @@ class Server:
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
         self._prepare(ALWAYS)
+        _warm_up()
 
     def answer(self, request: Request) -> dict[str, int | str]:
         """Start the job, or say why not."""
@@ -128,6 +131,17 @@ def _stamp(path: str) -> int:
         return os.stat(path).st_mtime_ns
     except OSError:
         return 0
+
+
+def _warm_up() -> None:
+    """Do once what each job would do first: look up versions, and set up the kernels of common layers on the CPU."""
+    import torch
+
+    for package in VERSIONS:
+        version_of(package)
+    layers = (torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.LayerNorm(8))
+    with torch.no_grad():
+        torch.nn.Sequential(*layers)(torch.zeros(8, 8)).softmax(dim=1)
 
 
 def _unsafe() -> str:

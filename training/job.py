@@ -6,7 +6,6 @@ import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from training.config import JobConfig
 from training.data import Loaders, build_loaders
@@ -19,6 +18,7 @@ from training.run_dir import Outcome, RunDir
 from training.seeding import seed_everything, set_arithmetic
 from training.tasks import ContrastiveModule, TrainingModule, load_task
 from training.trainer import TrainingResult, run_training
+from training.versions import version_of
 
 REPORTED_PACKAGES = ("torch", "transformers", "numpy", "scikit-learn")
 
@@ -94,5 +94,5 @@ def _outcome(result: TrainingResult, loaders: Loaders, context: RunContext) -> O
         split_id=loaders.split_id,
         world_size=context.world_size,
         device=str(context.device),
-        versions={"python": platform.python_version(), **{name: version(name) for name in REPORTED_PACKAGES}},
+        versions={"python": platform.python_version(), **{name: version_of(name) for name in REPORTED_PACKAGES}},
     )

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import ast
 import gc
-import importlib.metadata
 import importlib.util
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from training.versions import version_of
 
 DEFAULT_PACKAGES = ("torch", "numpy", "sklearn", "pandas", "scipy", "sqlalchemy")
 MASK = "library"
@@ -27,14 +28,7 @@ _SKIPPED = re.compile(r"^torch/_[^/]+/|/(?:_?tests?|_?testing|externals|_?vendor
 
 def package_versions(packages: Sequence[str] = DEFAULT_PACKAGES) -> dict[str, str]:
     """The version of each package that is installed; '?' when it has no metadata. Reads no source."""
-    return {package: _version(_DISTRIBUTIONS.get(package, package)) for package in package_roots(packages)}
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "?"
+    return {package: version_of(_DISTRIBUTIONS.get(package, package)) for package in package_roots(packages)}
 
 
 def package_roots(packages: Sequence[str]) -> dict[str, Path]:

@@ -275,21 +275,21 @@ def _syntax_error(name: str, text: str, error: yaml.YAMLError) -> ConfigError:
     return _error(place, f"not valid YAML: {getattr(error, 'problem', None) or error}")
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.CSafeDumper):
     """Writes floats and look-alike strings so that a YAML 1.2 reader gets back the very same values."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _represent_str(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     style = "'" if not isinstance(scalar(text), str) else None
     if "\x85" in text:  # YAML 1.1 folds this line break away unless it is escaped
         style = '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-def _represent_float(dumper: yaml.SafeDumper, number: float) -> yaml.ScalarNode:
+def _represent_float(dumper: _Dumper, number: float) -> yaml.ScalarNode:
     text = repr(number).replace("inf", ".inf").replace("nan", ".nan")
     if "e" in text and "." not in text:  # PyYAML's own 1.1 resolver wants the dot, or writes a tag
         text = text.replace("e", ".0e", 1)

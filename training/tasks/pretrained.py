@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from training.config import JobConfig, suggestion
 from training.config.schema import LoraConfig, ModelConfig
 from training.errors import ConfigError, Problem
+from training.versions import version_of
 
 _WITH_WEIGHTS = ContextVar("with_weights", default=True)
 WEIGHTS = {".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".onnx"}
@@ -57,7 +57,7 @@ def identify(reference: str) -> str:
     folder = Path(locate(reference))
     files = sorted(path for path in folder.glob("*") if path.suffix not in WEIGHTS)
     stamps = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
-    return "\n".join([reference, version("tokenizers"), *stamps])
+    return "\n".join([reference, version_of("tokenizers"), *stamps])
 
 
 def build_network(auto_class: Any, job: JobConfig, *, encoder: bool = False, **required: Any) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from training.data import Batch
 from training.sources import fingerprint
 from training.tasks.pretrained import identify, reading
 from training.tasks.wordpiece import train_wordpiece
+from training.versions import version_of
 
 FOLDER = "tokenizer"
 """Beside the prepared arrays: the tokenizer that made them."""
@@ -30,7 +30,7 @@ def text_recipe(config: JobConfig) -> dict[str, Any]:
         "data": config.data.model_dump(exclude={"num_workers"}),
         "grouped": config.cross_validation.grouped,
         "seed": config.cross_validation.seed,
-        "tokenizer": identify(reference) if reference else f"wordpiece-{model.vocab_size} {version('tokenizers')}",
+        "tokenizer": identify(reference) if reference else f"wordpiece-{model.vocab_size} {version_of('tokenizers')}",
     }
 
 
