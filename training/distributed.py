@@ -188,7 +188,10 @@ def run_context(config: JobConfig) -> Iterator[RunContext]:
     except ConfigError:  # found by all ranks alike, so that nobody waits
         dist.destroy_process_group()
         raise
-    dist.destroy_process_group()
+    if (
+        JOB_ID not in os.environ or device.type == "cuda"
+    ):  # gloo's threads take a while to join, and hpo's ranks end now
+        dist.destroy_process_group()
 
 
 def _join(config: DistributedConfig, device: torch.device) -> None:

@@ -1,8 +1,9 @@
 """Starts jobs from a warm process, without their imports: ``python -m training.fork_server SOCKET PADDING``.
 
 The server imports what jobs need and nothing else happens in it: no GPU is touched and no thread is started, so that
-its forks are as good as fresh processes. For each Request it forks an agent, which belongs to the process that asked
-(the server is not its parent, and may end). The agent of one rank is that rank; of several it is torchelastic's.
+its forks are as good as fresh processes. Each Request is handed to an agent that was forked before, and that belongs to
+the process that asked (the server is not its parent, and may end). The agent of one rank is that rank; of several it is
+torchelastic's.
 
 One JSON object a line over the socket: a Request in; ``{"pid": 7}``, ``{"stale": why}`` (start another server) or
 ``{"unsafe": why}`` (do without one) out. The server ends when the other end of its socket is closed.
@@ -18,8 +19,9 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -64,9 +66,11 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     with control, control.makefile("rw", encoding="utf-8") as lines:
         server = Server()
+        server.fork_spare()
         for line in lines:
             lines.write(json.dumps(server.answer(Request(**json.loads(line)))) + "\n")
             lines.flush()
+            server.fork_spare()
 
 
 class Server:
@@ -74,6 +78,7 @@ class Server:
 
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
+        self._spare: Spare | None = None
         self._prepare(ALWAYS)
         _warm_up()
 
@@ -84,11 +89,20 @@ class Server:
             return {"stale": f"{changed} changed"}
         if unsafe := _unsafe():
             return {"unsafe": unsafe}
-        return {"pid": _fork_agent(request)}
+        spare, self._spare = self._spare or Spare(), None
+        return {"pid": spare.hire(request)}
+
+    def fork_spare(self) -> None:
+        """Fork the next agent, while nobody waits for it."""
+        if not _unsafe():
+            self._spare = self._spare or Spare()
 
     def _prepare(self, names: tuple[str, ...]) -> None:
         if all(name in sys.modules for name in names):
             return
+        if self._spare:
+            self._spare.dismiss()  # it lacks what comes now
+            self._spare = None
         with no_garbage_collection():
             for name in names:
                 with contextlib.suppress(Exception):  # a job that needs it will say what is wrong
@@ -156,31 +170,54 @@ def _unsafe() -> str:
     return ""
 
 
-def _fork_agent(request: Request) -> int:
-    """The process id of the agent, which is a child of the process that asked: that adopts orphans, and this is one."""
-    reading, writing = os.pipe()
-    between = os.fork()
-    if between == 0:
-        parent, agent = os.getpid(), os.fork()
-        if agent == 0:
-            _agent(request, parent, inherited=(int(sys.argv[1]), reading, writing))
-        os.write(writing, agent.to_bytes(8, "little"))
-        os._exit(0)
-    os.close(writing)
+class Spare:
+    """An agent in waiting. It is an orphan already: its parent is the process that asks, which adopts orphans below it."""
+
+    def __init__(self) -> None:
+        reading, self._request = os.pipe()
+        told, telling = os.pipe()
+        between = os.fork()
+        if between == 0:
+            parent = os.getpid()
+            if os.fork() == 0:
+                for descriptor in (int(sys.argv[1]), self._request, told):
+                    os.close(descriptor)
+                _wait_for_request(reading, telling, parent)
+            os._exit(0)
+        os.waitpid(between, 0)
+        os.close(reading)
+        os.close(telling)
+        with open(told, "rb") as pipe:
+            self._pid = int.from_bytes(pipe.read(), "little")
+
+    def hire(self, request: Request) -> int:
+        """Have it run `request`; its process id."""
+        with open(self._request, "wb") as pipe:
+            pipe.write(json.dumps(asdict(request)).encode())
+        return self._pid
+
+    def dismiss(self) -> None:
+        """End it, as the end of this server would."""
+        os.close(self._request)
+
+
+def _wait_for_request(reading: int, telling: int, parent: int) -> NoReturn:
+    """Of a spare: no request is what it gets when it is not needed any more."""
+    while os.getppid() == parent:
+        time.sleep(0.0001)
+    os.write(telling, os.getpid().to_bytes(8, "little"))
+    os.close(telling)
     with open(reading, "rb") as pipe:
-        agent = int.from_bytes(pipe.read(8), "little")
-    os.waitpid(between, 0)
-    return agent
+        line = pipe.read()
+    if line:
+        _agent(Request(**json.loads(line)))
+    os._exit(0)
 
 
-def _agent(request: Request, parent: int, inherited: tuple[int, ...]) -> NoReturn:
+def _agent(request: Request) -> NoReturn:
     """Everything a fresh process would be, then the job."""
     try:
-        for descriptor in inherited:
-            os.close(descriptor)
         os.setsid()
-        while os.getppid() == parent:
-            time.sleep(0.0001)
         os.environ.clear()
         os.environ.update(request.environment)
         die_with_parent()
@@ -197,8 +234,6 @@ def _agent(request: Request, parent: int, inherited: tuple[int, ...]) -> NoRetur
         else:
             _run_ranks(run_dir, request.num_ranks)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         leave(1)
     leave(0)

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpo.devices import ALONE, Placement
-from hpo.launchers.job import ForkedProcess, Job
+from hpo.launchers.job import ForkedProcess, Job, reap
 from hpo.launchers.processes import cores_of, environment, new_job_id
 from training.config import JobConfig
 from training.run_dir import JOB_ID, PARENT_PID, RunDir
@@ -125,7 +125,9 @@ class _Running:
         try:
             self._lines.write(json.dumps(request) + "\n")
             self._lines.flush()
-            return dict(json.loads(self._lines.readline()))
+            answer = dict(json.loads(self._lines.readline()))
+            reap(-self.pid)  # agents that waited for a job and were not needed: they are of the server's group
+            return answer
         except (OSError, ValueError):
             return {}
 

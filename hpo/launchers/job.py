@@ -102,7 +102,7 @@ class Job:
                 kill_processes(self._job_id)
                 self.wait(KILL_GRACE_S)
                 self.poll()
-                _reap(-self._process.pid)
+                reap(-self._process.pid)
 
 
 def kill_processes(job_id: str) -> None:
@@ -115,10 +115,10 @@ def kill_processes(job_id: str) -> None:
                 process.kill()
         time.sleep(0.02)
     for pid in killed:
-        _reap(pid)
+        reap(pid)
 
 
-def _reap(pid: int) -> None:
+def reap(pid: int) -> None:
     """Take what is left of a dead process that we adopted, or of all such in the process group -`pid`."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(pid, os.WNOHANG)[0]:
