@@ -171,7 +171,7 @@ def _unsafe() -> str:
 
 
 class Spare:
-    """An agent in waiting. It is an orphan already: its parent is the process that asks, which adopts orphans below it."""
+    """An agent in waiting. It is an orphan already, so its parent is the process that asks, which adopts them."""
 
     def __init__(self) -> None:
         reading, self._request = os.pipe()
