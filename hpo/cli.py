@@ -88,6 +88,7 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
     """Search: sample hyperparameters, train every fold, keep the scores. The same command again continues."""
     from hpo import show
     from hpo.console import open_console
+    from hpo.launchers import warm_up
     from hpo.masking import masked
     from hpo.orchestrator import Sweep
     from hpo.preflight import preflight
@@ -99,6 +100,7 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
     given = {key: str(value) for key, value in options.items() if value is not None}
     definition = _define(study, env, _launched_by(launcher, settings), given)
     preflight(definition)
+    warm_up(definition.job)
     url = _storage_url(definition, storage)
     database = open_storage(url)
     go_on = "the same command continues"
@@ -132,12 +134,14 @@ def worker(
     """Help a study that `hpo sweep` began, from another terminal or machine, until its budget is spent."""
     from hpo.console import open_console
     from hpo.definition import has_file, joined_definition
+    from hpo.launchers import warm_up
     from hpo.orchestrator import Sweep
     from hpo.study import definition_of, load_study
 
     database, name, _ = _open(study if has_file(study) else None, env, settings, storage)
     opened = load_study(name or study, database)
     definition = joined_definition(definition_of(opened), settings=_launched_by(launcher, settings))
+    warm_up(definition.job)
     with terminable(lambda: "the other processes of the study go on"), open_console() as console:
         tracker = _tracker(definition, console)
         Sweep(definition, opened, _all(tracker, console)).run()

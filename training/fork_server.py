@@ -6,7 +6,8 @@ the process that asked (the server is not its parent, and may end). The agent of
 torchelastic's.
 
 One JSON object a line over the socket: a Request in; ``{"pid": 7}``, ``{"stale": why}`` (start another server) or
-``{"unsafe": why}`` (do without one) out. The server ends when the other end of its socket is closed.
+``{"unsafe": why}`` (do without one) out. A Request's `config` alone is prepared for, and gets no answer. The server
+ends when the other end of its socket is closed.
 """
 
 from __future__ import annotations
@@ -68,8 +69,11 @@ def main() -> None:
         server = Server()
         server.fork_spare()
         for line in lines:
-            lines.write(json.dumps(server.answer(Request(**json.loads(line)))) + "\n")
-            lines.flush()
+            asked = json.loads(line)
+            server.prepare(JobConfig.model_validate_json(asked["config"]))
+            if len(asked) > 1:  # and not only a warning of what will come
+                lines.write(json.dumps(server.answer(Request(**asked))) + "\n")
+                lines.flush()
             server.fork_spare()
 
 
@@ -84,13 +88,16 @@ class Server:
 
     def answer(self, request: Request) -> dict[str, int | str]:
         """Start the job, or say why not."""
-        self._prepare(modules_of(JobConfig.model_validate_json(request.config)))
         if changed := self._changed():
             return {"stale": f"{changed} changed"}
         if unsafe := _unsafe():
             return {"unsafe": unsafe}
         spare, self._spare = self._spare or Spare(), None
         return {"pid": spare.hire(request)}
+
+    def prepare(self, config: JobConfig) -> None:
+        """Import what jobs like `config` need."""
+        self._prepare(modules_of(config))
 
     def fork_spare(self) -> None:
         """Fork the next agent, while nobody waits for it."""

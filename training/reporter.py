@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Protocol
 
 from training.checkpoint import Checkpoints, Progress, ShardedCheckpoints, TrainingState
 from training.distributed import RunContext
 from training.run_dir import Event, Record, RunDir
+
+PAUSE_FACTOR = 50
+"""See RunDirReporter.save."""
 
 
 class Reporter(Protocol):
@@ -19,8 +23,8 @@ class Reporter(Protocol):
     def stop_requested(self) -> bool:
         """Whether someone asked this job to leave early. Only rank 0's answer counts."""
 
-    def save(self, state: TrainingState, progress: Progress) -> None:
-        """Keep the state after ``progress.epoch`` finished epochs."""
+    def save(self, state: TrainingState, progress: Progress, *, is_needed: bool = False) -> None:
+        """Keep the state after ``progress.epoch`` finished epochs, if it is time to or `is_needed`."""
 
     def load(self, state: TrainingState) -> Progress | None:
         """Put the newest kept state into `state`; None when there is none."""
@@ -36,7 +40,7 @@ class SilentReporter:
         """Never ask."""
         return False
 
-    def save(self, state: TrainingState, progress: Progress) -> None:
+    def save(self, state: TrainingState, progress: Progress, *, is_needed: bool = False) -> None:
         """Keep nothing."""
 
     def load(self, state: TrainingState) -> Progress | None:
@@ -48,7 +52,8 @@ class RunDirReporter:
     """Rank 0 appends to ``metrics.jsonl`` and looks for ``stop``; the other ranks are silent."""
 
     def __init__(self, run_dir: RunDir, context: RunContext, *, saves: bool = True) -> None:
-        self._run_dir, self._is_main, self._saves = run_dir, context.is_main, saves
+        self._run_dir, self._context, self._is_main, self._saves = run_dir, context, context.is_main, saves
+        self._next_save = -math.inf
         kind = ShardedCheckpoints if context.sharded else Checkpoints
         self._checkpoints = kind(run_dir, is_main=context.is_main)
 
@@ -64,10 +69,20 @@ class RunDirReporter:
         """True on rank 0 once ``stop`` exists."""
         return self._is_main and self._run_dir.stop.exists()
 
-    def save(self, state: TrainingState, progress: Progress) -> None:
-        """Write a checkpoint, unless none are wanted."""
-        if self._saves:
+    def save(self, state: TrainingState, progress: Progress, *, is_needed: bool = False) -> None:
+        """Write a checkpoint, unless none are wanted or the last one was just written.
+
+        One that took t seconds is followed by a pause of PAUSE_FACTOR x t, so that they cost two percent of the time.
+        """
+        is_due = is_needed or time.monotonic() >= self._next_save
+        if self._saves and self._agreed(is_due):
+            began = time.monotonic()
             self._checkpoints.save(state, progress)
+            self._next_save = time.monotonic() + PAUSE_FACTOR * (time.monotonic() - began)
+
+    def _agreed(self, is_due: bool) -> bool:
+        """Rank 0's answer, where all ranks write."""
+        return self._context.broadcast(is_due) if self._context.sharded else is_due
 
     def load(self, state: TrainingState) -> Progress | None:
         """Read the newest checkpoint."""

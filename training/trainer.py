@@ -186,7 +186,8 @@ class Training:
             self.report_loss()
         self.at.epoch += 1
         self.score()
-        self.reporter.save(self.state, self.at)
+        is_last = self.at.epoch == self.config.training.epochs
+        self.reporter.save(self.state, self.at, is_needed=is_last and self.config.output.keep_checkpoint)
         if self.at.epoch < self.config.training.epochs:
             self.hear_stop()
 

@@ -12,10 +12,16 @@ from hpo.launchers.processes import command_line, job_id_prefix
 from training.config import JobConfig
 from training.run_dir import RunDir
 
-__all__ = ["FORK_SERVER", "Job", "command_line", "job_id_prefix", "kill_processes", "launch"]
+__all__ = ["FORK_SERVER", "Job", "command_line", "job_id_prefix", "kill_processes", "launch", "warm_up"]
 
 FORK_SERVER = ForkServer()
 """That of this process, which is the parent of its agents."""
+
+
+def warm_up(config: JobConfig) -> None:
+    """Have what jobs like `config` need be imported while this process does something else."""
+    if config.distributed.launcher == "fork_server":
+        FORK_SERVER.warm_up(config)
 
 
 def launch(config: JobConfig, run_dir: RunDir, placement: Placement, on_notice: Callable[[str], None]) -> Job:

@@ -53,10 +53,10 @@ class ForkServer:
         """Of the server, when one was started."""
         return self._running.pid if self._running else None
 
-    def warm_up(self) -> None:
-        """Start the server, which then imports while this process goes on."""
-        with self._lock, contextlib.suppress(CannotForkError):
-            self._for(environment(ALONE, ""))
+    def warm_up(self, config: JobConfig) -> None:
+        """Start the server, which then imports what jobs like `config` need while this process goes on."""
+        with self._lock, contextlib.suppress(CannotForkError, OSError):
+            self._for(environment(ALONE, "")).send({"config": config.model_dump_json()})
 
     def launch(self, config: JobConfig, run_dir: RunDir, placement: Placement) -> Job:
         """Start the job of `run_dir`. Raises CannotForkError."""
@@ -119,12 +119,16 @@ class _Running:
             self._lines = ours.makefile("rw", encoding="utf-8")
         self.pid = self._process.pid
 
+    def send(self, request: dict[str, Any]) -> None:
+        """Raises OSError when it is gone."""
+        self._lines.write(json.dumps(request) + "\n")
+        self._lines.flush()
+
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Its answer; empty when it has none any more."""
         self.num_jobs += 1
         try:
-            self._lines.write(json.dumps(request) + "\n")
-            self._lines.flush()
+            self.send(request)
             answer = dict(json.loads(self._lines.readline()))
             reap(-self.pid)  # agents that waited for a job and were not needed: they are of the server's group
             return answer
