@@ -280,7 +280,7 @@ class Sweep:
         folds.failure = failure
         if failure is None:
             self._keep_config(trial, config, folder)
-            folds.stopped = self._too_large(trial, config)
+            folds.stopped = self._too_large(trial, self._resources.placed(config))
         return folds
 
     def _too_large(self, trial: optuna.Trial, config: JobConfig) -> str:

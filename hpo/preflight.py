@@ -18,10 +18,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from hpo.definition import StudyDefinition
-from hpo.devices import ALONE, Placement, detect_hardware, place
+from hpo.devices import ALONE, Hardware, Placement, detect_hardware, place
 from hpo.launchers.processes import environment
+from hpo.resources import devices_per_job
 from hpo.study import sampled
-from training.config import JobConfig, Layer, merge, problems_of
+from training.config import DistributedConfig, JobConfig, Layer, merge, problems_of
 from training.errors import ConfigError, Failure, FailureKind, Problem
 from training.run_dir import RunDir
 
@@ -31,13 +32,22 @@ LOCAL_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 
 def preflight(definition: StudyDefinition) -> Placement:
     """Where a job of this study will run. Raises ConfigError with every problem found, and DeviceError."""
-    placement = place(definition.job.distributed, detect_hardware())
+    hardware = detect_hardware()
+    placement = place(_distributed(definition, hardware), hardware)
     problems = list(_batch_problems(definition, placement.world_size))
     wrong = itertools.chain(_missing(definition.job), _unwritable(definition.root), _several_nodes(definition.job))
     problems += [Problem(place=_place_of(definition, key), message=message) for key, message in wrong]
     if problems:
         raise ConfigError(problems)
     return placement
+
+
+def _distributed(definition: StudyDefinition, hardware: Hardware) -> DistributedConfig:
+    """The block as the jobs of a search get it."""
+    wish = definition.job.distributed
+    if wish.devices != "auto" and definition.config.resources.devices_per_trial == "auto":
+        return wish
+    return wish.model_copy(update={"devices": devices_per_job(definition, hardware)})
 
 
 def preflight_job(job: JobConfig) -> Placement:

@@ -30,6 +30,8 @@ class Resources:
         self._wish, self._config, self._say = definition.job.distributed, definition.config.resources, say
         self._hardware, self._on_gpu = hardware, _on_gpu(definition, hardware)
         self.per_job = devices_per_job(definition, hardware)
+        if self._config.devices_per_trial not in ("auto", self.per_job):
+            say(f"resources.devices_per_trial is {self._config.devices_per_trial}; going on with {self.per_job}")
         fitting = self._fitting()
         self.max_trials = self._max_trials(fitting, definition.config.budget.trials)
         folds = 1 if self._config.parallel_folds == "off" else definition.job.cross_validation.num_splits
@@ -90,13 +92,20 @@ class Resources:
         self._used[label] = num_devices
         if isinstance(self._wish.devices, list):
             return {}
-        changes: dict[str, Any] = {"distributed.devices": num_devices}
+        changes: dict[str, Any] = {}
+        if self._wish.devices == "auto" or self._config.devices_per_trial != "auto":
+            changes["distributed.devices"] = num_devices
         if self._wish.share_devices and self._on_gpu:  # or all would be on the first
             start = len(self._used) - 1
             changes["distributed.devices"] = [(start + n) % len(self._hardware.gpus) for n in range(num_devices)]
         if self._wish.threads_per_rank == "auto":
             changes["distributed.threads_per_rank"] = max(1, self._hardware.cores // self._num_devices)
         return changes
+
+    def placed(self, config: JobConfig) -> JobConfig:
+        """`config` on the devices that a job gets for the present."""
+        is_open = config.distributed.devices == "auto"
+        return config.with_values({"distributed.devices": self.per_job}) if is_open else config
 
     def hear(self, label: JobLabel, record: Record) -> None:
         """A record of that job; it shows how fast the job is."""
