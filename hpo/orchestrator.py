@@ -248,10 +248,10 @@ class Sweep:
         for trial in running_here(self._study):
             if blameless:
                 interrupt(self._study, trial.number, trial.params)
-                reason += "; queued again"
             else:
                 self._study.tell(trial.number, state=OptunaState.FAIL)
-            self._finished(trial.number, TrialState.FAIL, (), reason=reason)
+            told = f"{reason}; queued again" if blameless else reason
+            self._finished(trial.number, TrialState.FAIL, (), reason=told)
 
     def _folds(self, trial: optuna.Trial, params: dict[str, Any]) -> Folds:
         """The folds of a new trial; over before they begin when the values do not go together or will not fit."""

@@ -28,7 +28,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "detect_hardware", lambda: Hardware(gpus=("0", "1"), cores=4))
     (tmp_path / "config").mkdir()
-    (tmp_path / "config/train.yaml").write_text("data:\n  name: digits\ntraining:\n  global_batch_size: 32\n")
+    (tmp_path / "config/train.yaml").write_text(
+        "data:\n  name: digits\ntraining:\n  global_batch_size: 32\ndistributed:\n  strategy: ddp\n"
+    )
     return tmp_path
 
 
@@ -45,6 +47,12 @@ def problems(text: str = "", *settings: str) -> list[str]:
 
 def test_a_study_that_can_run_gets_its_placement() -> None:
     assert preflight(load()) == Placement(world_size=2, gpus=("0", "1"), threads_per_rank=2)
+
+
+def test_jobs_get_one_device_each_where_a_study_leaves_it_open() -> None:
+    assert preflight(load("", "distributed.strategy=auto")) == Placement(world_size=1, gpus=("0",), threads_per_rank=4)
+    two = "resources: {devices_per_trial: 2}\n"
+    assert preflight(load(two, "distributed.strategy=auto")).world_size == 2
 
 
 def test_devices_that_do_not_exist_are_an_error() -> None:
