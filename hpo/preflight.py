@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,8 +17,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from hpo.definition import StudyDefinition
-from hpo.devices import ALONE, Hardware, Placement, detect_hardware, place
-from hpo.launchers.processes import environment
+from hpo.devices import Hardware, Placement, detect_hardware, place
+from hpo.launchers import launch_check
 from hpo.resources import devices_per_job
 from hpo.study import sampled
 from training.config import DistributedConfig, JobConfig, Layer, merge, problems_of
@@ -88,11 +87,10 @@ def build(jobs: Sequence[JobConfig]) -> Check:
         run_dirs = [RunDir(Path(folder) / str(number)) for number in range(len(jobs))]
         for run_dir, job in zip(run_dirs, jobs, strict=True):
             run_dir.prepare(job)
-        command = [sys.executable, "-m", "training.check", *(str(run_dir.path) for run_dir in run_dirs)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment(ALONE, "check"), check=False)
+        status = launch_check(jobs[0], run_dirs).result()
         failures = [failure for run_dir in run_dirs if (failure := run_dir.load_error())]
-    if done.returncode != 0:
-        unexplained = Failure(kind=FailureKind.LAUNCH, message=f"the check ended with status {done.returncode}")
+    if status != 0:
+        unexplained = Failure(kind=FailureKind.LAUNCH, message=f"the check ended with status {status}")
         return Check(num_built=0, failures=[*failures, unexplained])
     return Check(num_built=len(jobs) - len(failures), failures=failures)
 

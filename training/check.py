@@ -7,6 +7,7 @@ directory whose job cannot be built gets its ``error.json``.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from training.process import die_with_parent, leave_error, redirect_output
@@ -16,7 +17,11 @@ from training.run_dir import RunDir
 def main() -> None:
     """Build the job of each run directory and throw it away."""
     die_with_parent()
-    run_dirs = [RunDir(Path(argument)) for argument in sys.argv[1:]]
+    check([RunDir(Path(argument)) for argument in sys.argv[1:]])
+
+
+def check(run_dirs: Sequence[RunDir]) -> None:
+    """The same, in this process."""
     redirect_output(run_dirs[0].log("check"))
     for run_dir in run_dirs:
         try:

@@ -27,6 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
+from training.check import check
 from training.config import JobConfig
 from training.main import run_rank_here
 from training.process import die_with_parent, leave, no_garbage_collection, redirect_output, rename
@@ -50,7 +51,9 @@ MONITOR_INTERVAL_S = 0.02
 class Request:
     """One job to start."""
 
-    run_dir: str
+    run_dirs: list[str]
+    """That of the job, or those of jobs that are to be built only (training/check.py)."""
+    is_check: bool = False
     config: str
     """The job's configuration as JSON: what to import for it."""
     num_ranks: int
@@ -231,12 +234,15 @@ def _agent(request: Request) -> NoReturn:
         os.chdir(request.folder)
         sys.path[0] = request.folder
         importlib.invalidate_caches()
-        run_dir = RunDir(Path(request.run_dir))
-        rename(f"{sys.executable} -m training.main {run_dir.path}", job_id=request.environment[JOB_ID])
+        run_dirs = [RunDir(Path(path)) for path in request.run_dirs]
+        run_dir, module = run_dirs[0], "training.check" if request.is_check else "training.main"
+        rename(f"{sys.executable} -m {module} {run_dir.path}", job_id=request.environment[JOB_ID])
         redirect_output(run_dir.log("agent"))
         if request.cores:
             os.sched_setaffinity(0, request.cores)
-        if request.num_ranks == 1:
+        if request.is_check:
+            check(run_dirs)
+        elif request.num_ranks == 1:
             run_rank_here(run_dir)
         else:
             _run_ranks(run_dir, request.num_ranks)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 
-from hpo.devices import Placement
+from hpo.devices import ALONE, Placement
 from hpo.launchers import processes
 from hpo.launchers.fork_server import CannotForkError, ForkServer
 from hpo.launchers.job import Job, kill_processes
@@ -12,7 +13,7 @@ from hpo.launchers.processes import command_line, job_id_prefix
 from training.config import JobConfig
 from training.run_dir import RunDir
 
-__all__ = ["FORK_SERVER", "Job", "command_line", "job_id_prefix", "kill_processes", "launch", "warm_up"]
+__all__ = ["FORK_SERVER", "Job", "command_line", "job_id_prefix", "kill_processes", "launch", "launch_check", "warm_up"]
 
 FORK_SERVER = ForkServer()
 """That of this process, which is the parent of its agents."""
@@ -28,7 +29,15 @@ def launch(config: JobConfig, run_dir: RunDir, placement: Placement, on_notice: 
     """Start the job of `run_dir`, by the launcher that `config` asks for. Raises OSError."""
     if config.distributed.launcher == "fork_server" and placement.num_nodes == 1:
         try:
-            return FORK_SERVER.launch(config, run_dir, placement)
+            return FORK_SERVER.launch(config, [run_dir], placement)
         except CannotForkError as error:
             on_notice(f"jobs are started by torchrun, which takes seconds each, not by the fork server: {error}")
     return processes.launch(run_dir, placement)
+
+
+def launch_check(config: JobConfig, run_dirs: Sequence[RunDir]) -> Job:
+    """Start a process that builds the jobs of `run_dirs`, all much like `config`, without training. Raises OSError."""
+    if config.distributed.launcher == "fork_server":
+        with contextlib.suppress(CannotForkError):
+            return FORK_SERVER.launch(config, run_dirs, ALONE, is_check=True)
+    return processes.launch_check(run_dirs)

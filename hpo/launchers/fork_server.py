@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpo.devices import ALONE, Placement
@@ -58,11 +58,14 @@ class ForkServer:
         with self._lock, contextlib.suppress(CannotForkError, OSError):
             self._for(environment(ALONE, "")).send({"config": config.model_dump_json()})
 
-    def launch(self, config: JobConfig, run_dir: RunDir, placement: Placement) -> Job:
-        """Start the job of `run_dir`. Raises CannotForkError."""
-        job_id = new_job_id(run_dir)
+    def launch(
+        self, config: JobConfig, run_dirs: Sequence[RunDir], placement: Placement, *, is_check: bool = False
+    ) -> Job:
+        """Start the job of a run directory, or a check of several. Raises CannotForkError."""
+        job_id = new_job_id(run_dirs[0])
         request = {
-            "run_dir": str(run_dir.path),
+            "run_dirs": [str(run_dir.path) for run_dir in run_dirs],
+            "is_check": is_check,
             "config": config.model_dump_json(),
             "num_ranks": placement.world_size,
             "environment": environment(placement, job_id),

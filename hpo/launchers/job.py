@@ -86,6 +86,15 @@ class Job:
         finally:
             os.close(descriptor)
 
+    def result(self) -> int:
+        """Wait for the agent to end; its exit status. Nothing of the job is left, also after an exception."""
+        try:
+            while (status := self.poll()) is None:
+                self.wait(1.0)
+        finally:
+            self.end()
+        return status
+
     def end(self, is_urgent: Callable[[], bool] = lambda: False) -> None:
         """TERM, bounded wait, KILL, bounded wait; returns when no process of the job is left.
 

@@ -11,10 +11,10 @@ import shlex
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hpo.devices import Placement, usable_cores
+from hpo.devices import ALONE, Placement, usable_cores
 from hpo.launchers.job import Job
 from training.run_dir import JOB_ID, PARENT_PID, RunDir
 
@@ -29,10 +29,21 @@ TORCHRUN = frozenset("RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MAS
 
 def launch(run_dir: RunDir, placement: Placement) -> Job:
     """Start the job of `run_dir`. Call from a thread that outlives the job: ranks die with it."""
+    with _pinned(cores_of(placement)):
+        return _start(command(run_dir, placement), run_dir, placement)
+
+
+def launch_check(run_dirs: Sequence[RunDir]) -> Job:
+    """Start a process that builds the jobs of `run_dirs`."""
+    paths = [str(run_dir.path) for run_dir in run_dirs]
+    return _start([sys.executable, "-m", "training.check", *paths], run_dirs[0], ALONE)
+
+
+def _start(arguments: list[str], run_dir: RunDir, placement: Placement) -> Job:
     job_id = new_job_id(run_dir)
-    with run_dir.log("agent").open("ab") as log, _pinned(cores_of(placement)):
+    with run_dir.log("agent").open("ab") as log:
         process = subprocess.Popen(
-            command(run_dir, placement),
+            arguments,
             env=environment(placement, job_id),
             stdin=subprocess.DEVNULL,
             stdout=log,
