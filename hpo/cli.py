@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hpo.events import Event, Listener
     from hpo.tracking import NoTracker
     from hpo.train_best import Trained
+    from training.errors import Failure
 
 IN_THE_CHECKPOINT = ("task", "seed", "data.", "model.", "lora", "embedding.", "optimizer.", "scheduler.")
 """Keys whose values a checkpoint already holds the consequences of."""
@@ -112,8 +113,7 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
         tracker = _tracker(definition, console)
         run = Sweep(definition, opened, _all(tracker, console))
         run.run()
-    if run.hopeless is not None:
-        leave(1, f"the first trials all failed in the same way, so the sweep ended:\n{show.failure_text(run.hopeless)}")
+    _require_hope(run.hopeless)
     show.best(
         describe_best(opened),
         as_json=as_json,
@@ -144,7 +144,9 @@ def worker(
     warm_up(definition.job)
     with terminable(lambda: "the other processes of the study go on"), open_console() as console:
         tracker = _tracker(definition, console)
-        Sweep(definition, opened, _all(tracker, console)).run()
+        run = Sweep(definition, opened, _all(tracker, console))
+        run.run()
+    _require_hope(run.hopeless)
 
 
 @app.command()
@@ -445,6 +447,13 @@ def _require_buildable(definition: StudyDefinition, study: str) -> None:
         leave(2, f"error: {study}: {check_text(check)}")
     if check.failures:
         print(f"note: {check_text(check)}", file=sys.stderr)
+
+
+def _require_hope(common: Failure | None) -> None:
+    from hpo.show import failure_text
+
+    if common is not None:
+        leave(1, f"the first trials all failed in the same way, so the sweep ended:\n{failure_text(common)}")
 
 
 def _require_complete(trained: Trained) -> None:

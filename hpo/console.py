@@ -143,6 +143,8 @@ class _Board:
         self.trials: dict[int, _Trial] = {}
         self.jobs: dict[events.JobLabel, _Job] = {}
         self._fold_seconds: list[float] = []
+        self._at_once = 1
+        """Most jobs that ran side by side."""
         self._deadline: float | None = None
         self._notices: set[str] = set()
 
@@ -155,6 +157,7 @@ class _Board:
                 self.trials[trial] = _Trial(parameters(params))
             case events.JobStarted(label=label):
                 self.jobs[label] = _Job(self.clock())
+                self._at_once = max(self._at_once, len(self.jobs))
             case events.JobProgress(label=label, record=record):
                 self.jobs[label].hear(record)
             case events.JobFinished(label=events.JobLabel(trial=int(trial))):
@@ -183,7 +186,7 @@ class _Board:
 
     def _estimate(self) -> None:
         if self.sweep is not None and self._fold_seconds:
-            mean = sum(self._fold_seconds) / len(self._fold_seconds)
+            mean = sum(self._fold_seconds) / len(self._fold_seconds) / self._at_once
             num_done = sum(len(trial.scores) for trial in self.trials.values())
             num_left = (self.sweep.total_trials - self.num_finished) * self.num_splits - num_done
             self._deadline = self.clock() + mean * num_left

@@ -197,7 +197,7 @@ def joined_definition(stored: Mapping[str, Any], *, settings: Sequence[str] = ()
     chosen = settings_layer(settings)
     for key in dict(flatten(chosen.values)):
         if not key.startswith(VOLATILE):
-            message = "a worker does what the study says; --set takes only where it runs: distributed.*, output.*"
+            message = "a worker does what the study says; --set takes only distributed.*, output.*, data.num_workers"
             raise ConfigError([Problem(place=f"--set {key}", message=message)])
     layer = merge([Layer(stored["job"]), chosen])
     return StudyDefinition(

@@ -17,11 +17,13 @@ import tempfile
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from training.config import dump_yaml
 
@@ -293,16 +295,39 @@ def _open_client(uri: str) -> Any:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     # It prints a traceback of each database error that it raises, and we say those.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    if path := _sqlite_file(uri):
+        _create(path, uri, mlflow.MlflowClient)
     return mlflow.MlflowClient(uri)
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    import sqlalchemy
+
+    url = sqlalchemy.make_url(uri) if _is_database(uri) else None
+    return Path(url.database) if url and url.database and url.get_backend_name() == "sqlite" else None
+
+
+def _create(path: Path, uri: str, open_client: Callable[[str], Any]) -> None:
+    """Make a store that is there as a whole or not at all: MLflow cannot open one whose tables a kill cut short."""
+    import sqlalchemy
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.exists() and path.stat().st_size:
+            return
+        fresh = path.with_name(f".{path.name}.new")
+        fresh.unlink(missing_ok=True)
+        open_client(sqlalchemy.make_url(uri).set(database=str(fresh)).render_as_string(hide_password=False))
+        os.replace(fresh, path)
 
 
 def _check_database(uri: str) -> None:
     # MLflow tries for a minute and a half to reach a database that is not there. This raises at once.
     import sqlalchemy
 
+    if _sqlite_file(uri):
+        return
     url = sqlalchemy.make_url(uri)
-    if url.get_backend_name() == "sqlite" and url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = sqlalchemy.create_engine(url)
     engine.connect().close()
     engine.dispose()

@@ -301,6 +301,7 @@ class Sweep:
     def _tell(self, running: Running) -> None:
         """A trial is over: tell the study."""
         del self._trials[running.trial.number]
+        self._resources.forget(running.trial.number)
         try:
             self._tell_study(running.trial, running.folds)
         except UpdateFinishedTrialError:

@@ -19,6 +19,8 @@ from training.run_dir import Event, Record
 
 WORTH_IT = 1.2
 """A job that gets several devices must become this many times as fast."""
+MAX_TRIES = 3
+"""Trials that may show how a job scales; those that are stopped in their first fold show nothing."""
 PER_LEARNED = 4
 """Of this many trials of a budget one may run at a time: a sampler that knows nothing yet samples at random."""
 
@@ -36,7 +38,8 @@ class Resources:
         self.max_trials = self._max_trials(fitting, definition.config.budget.trials)
         folds = 1 if self._config.parallel_folds == "off" else definition.job.cross_validation.num_splits
         at_once = self.max_trials * folds
-        self.max_jobs = at_once if self._wish.share_devices else min(fitting, at_once)
+        many_each = self._wish.share_devices and self._config.max_parallel_trials != "auto"
+        self.max_jobs = at_once if many_each else min(fitting, at_once)
         self._num_devices = self.per_job * (fitting if self._on_gpu else self.max_jobs)
         self._used: dict[JobLabel, int] = {}
         self._scaling = _Scaling(self._num_devices)
@@ -54,7 +57,10 @@ class Resources:
         wanted = self._config.max_parallel_trials
         if wanted == "auto":
             return min(fitting, max(1, budget // PER_LEARNED))
-        return wanted if self._wish.share_devices else min(wanted, fitting)
+        if wanted > fitting and not self._wish.share_devices:
+            self._say(f"resources.max_parallel_trials is {wanted}, but there is room for {fitting}")
+            return fitting
+        return wanted
 
     @property
     def _num_free(self) -> int:
@@ -93,7 +99,8 @@ class Resources:
         if isinstance(self._wish.devices, list):
             return {}
         changes: dict[str, Any] = {}
-        if self._wish.devices == "auto" or self._config.devices_per_trial != "auto":
+        takes_all = self._on_gpu and num_devices == len(self._hardware.gpus)  # `auto` does without those in use
+        if (self._wish.devices == "auto" and not takes_all) or self._config.devices_per_trial != "auto":
             changes["distributed.devices"] = num_devices
         if self._wish.share_devices and self._on_gpu:  # or all would be on the first
             start = len(self._used) - 1
@@ -115,6 +122,10 @@ class Resources:
     def give_back(self, label: JobLabel) -> None:
         """The job has ended."""
         self._used.pop(label, None)
+
+    def forget(self, trial: int) -> None:
+        """The trial has ended; what was to be learned of it, another one may show."""
+        self._scaling.forget(trial)
 
 
 def devices_per_job(definition: StudyDefinition, hardware: Hardware) -> int:
@@ -151,6 +162,7 @@ class _Scaling:
     def __init__(self, num_devices: int) -> None:
         self._num_devices = num_devices
         self._trial: int | None = None
+        self._tries = 0
         self._started: dict[JobLabel, float] = {}
         self._step_s: dict[int, float] = {}
         """By number of devices."""
@@ -159,20 +171,26 @@ class _Scaling:
 
     def wants_all(self, num_left: int) -> bool:
         """Whether the next job is to show it."""
-        return self._trial is None and num_left > self._num_devices
+        return self._trial is None and self._tries < MAX_TRIES and num_left > self._num_devices
 
     def learn(self, label: JobLabel, num_devices: int, record: Record) -> bool:
         """Whether it is known now, and was not before."""
         if record.event is Event.START:
             self._started[label] = record.time
             if num_devices == self._num_devices and label.fold == 0 and self._trial is None:
-                self._trial = label.trial
+                self._trial, self._tries = label.trial, self._tries + 1
         elif label.trial == self._trial and record.step and label in self._started and not self.efficiency:
             self._step_s[num_devices] = (record.time - self._started[label]) / record.step
             if label.fold == 1 and record.event is Event.EVALUATE and self._num_devices in self._step_s:
                 self.efficiency = self._step_s[num_devices] / self._step_s[self._num_devices] / self._num_devices
                 return True
         return False
+
+    def forget(self, trial: int) -> None:
+        """If this was the trial to learn from and it taught nothing, take another."""
+        if trial == self._trial and not self.efficiency:
+            self._trial = None
+            self._step_s.clear()
 
     def sentence(self) -> str:
         """What was measured and what follows."""

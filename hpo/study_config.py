@@ -143,10 +143,11 @@ class ResourcesConfig(Section):
 
     devices_per_trial: Literal["auto"] | PositiveInt = "auto"
     """Devices of one job. `auto` is what `distributed` asks for; where it leaves that open, trials run side by side on
-    one device each, or on all of them in turn when a first fold shows that this is faster."""
+    one device each, or on all of them in turn when the first two folds show that this is faster."""
     max_parallel_trials: Literal["auto"] | PositiveInt = "auto"
     """Trials at a time. `auto` is as many as there are devices for, but not above a quarter of `budget.trials`: the
-    sampler learns from trials that are told. With 1 (and one device each) a search is the same whenever it runs."""
+    sampler learns from trials that are told. With 1, `devices_per_trial: 1` and `parallel_folds: off` a search samples
+    the same trials whenever it runs."""
     parallel_folds: Literal["auto", "on", "off"] = "auto"
     """Folds of one trial at a time: as devices are free, or only one. `auto` gives devices to other trials first; folds
     that start later need not start at all when the trial is stopped."""

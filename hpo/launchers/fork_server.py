@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpo.devices import ALONE, Placement
-from hpo.launchers.job import ForkedProcess, Job, reap
+from hpo.launchers.job import ForkedProcess, Job, reap, wait_for_group
 from hpo.launchers.processes import cores_of, environment, new_job_id
 from training.config import JobConfig
 from training.run_dir import JOB_ID, PARENT_PID, RunDir
@@ -144,6 +144,7 @@ class _Running:
         self._process.wait()
         with contextlib.suppress(OSError):
             self._lines.close()
+        wait_for_group(self.pid)
         with self._log:
             self._log.seek(0)
             lines = self._log.read().decode(errors="replace").strip().splitlines()

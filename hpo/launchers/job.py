@@ -127,6 +127,15 @@ def kill_processes(job_id: str) -> None:
         reap(pid)
 
 
+def wait_for_group(pid: int, timeout_s: float = 0.5) -> None:
+    """Reap what is about to die of the process group `pid`, which is ours to reap."""
+    deadline = time.monotonic() + timeout_s
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if not os.waitpid(-pid, os.WNOHANG)[0]:
+                time.sleep(0.002)
+
+
 def reap(pid: int) -> None:
     """Take what is left of a dead process that we adopted, or of all such in the process group -`pid`."""
     with contextlib.suppress(ChildProcessError):

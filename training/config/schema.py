@@ -196,7 +196,7 @@ class DistributedConfig(Section):
     """`auto` is ddp when the job gets several devices; `fsdp` shards weights, gradients and optimizer over them
     (FSDP2; `fsdp_native` is the same); `none` is always one process."""
     devices: Literal["auto"] | PositiveInt | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = "auto"
-    """`auto` takes all GPUs, or one process on a CPU; a number; or a list of GPU indices."""
+    """`auto` takes all GPUs, or one process on a CPU (in a search: see `resources`); a number; or a list of indices."""
     share_devices: bool = False
     """Take the devices without looking who uses them. When false, no other job of this user on this machine gets them
     meanwhile (CPU cores included, threads_per_rank for each rank), and one that finds too few free waits."""
