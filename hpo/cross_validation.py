@@ -114,6 +114,8 @@ def _unusable(metric: str, result: TrialResult, split_id: str | None) -> Failure
     """Why the score of a job that did not fail cannot be used."""
     if split_id not in (None, result.split_id):
         return Failure(kind=FailureKind.DATA, message="the data changed between two folds of this trial")
+    if result.status is JobStatus.STOPPED:  # perhaps before it was evaluated
+        return None
     if metric in result.metrics:
         value = result.metrics[metric]
         return None if math.isfinite(value) else Failure(kind=FailureKind.NON_FINITE, message=f"{metric} is {value}")
