@@ -7,6 +7,7 @@ of a budget, when fewer jobs are left than devices, each gets several if that is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,6 +38,8 @@ class Resources:
         self.max_jobs = at_once if self._wish.share_devices else min(fitting, at_once)
         self._num_devices = self.per_job * (fitting if self._on_gpu else self.max_jobs)
         self._used: dict[JobLabel, int] = {}
+        self._shared: dict[JobLabel, list[int]] = {}
+        """GPUs by job, where jobs share them."""
         self._scaling = _Scaling(self._num_devices)
 
     def _fitting(self) -> int:
@@ -92,8 +95,7 @@ class Resources:
             return {}
         changes: dict[str, Any] = {"distributed.devices": num_devices}
         if self._wish.share_devices and self._on_gpu:  # or all would be on the first
-            start = len(self._used) - 1
-            changes["distributed.devices"] = [(start + n) % len(self._hardware.gpus) for n in range(num_devices)]
+            changes["distributed.devices"] = self._shared[label] = self._least_shared(num_devices)
         if self._wish.threads_per_rank == "auto":
             changes["distributed.threads_per_rank"] = max(1, self._hardware.cores // self._num_devices)
         return changes
@@ -106,6 +108,11 @@ class Resources:
     def give_back(self, label: JobLabel) -> None:
         """The job has ended."""
         self._used.pop(label, None)
+        self._shared.pop(label, None)
+
+    def _least_shared(self, num_devices: int) -> list[int]:
+        jobs = Counter(gpu for gpus in self._shared.values() for gpu in gpus)
+        return sorted(range(len(self._hardware.gpus)), key=lambda gpu: jobs[gpu])[:num_devices]
 
 
 def devices_per_job(definition: StudyDefinition, hardware: Hardware) -> int:
