@@ -100,6 +100,7 @@ class Machine:
         ({"max_parallel_trials": 2, "parallel_folds": "off"}, {}, 1, 2, 2),
         ({}, {"devices": 2}, 2, 2, 2),
         ({}, {"devices": 3}, 3, 1, 1),
+        ({}, {"devices": 9}, 4, 1, 1),
         ({}, {"devices": [2, 3]}, 2, 1, 1),
         ({"devices_per_trial": 1}, {"devices": 4}, 1, 4, 4),
         ({}, {"strategy": "ddp"}, 4, 1, 1),
