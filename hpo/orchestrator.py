@@ -245,6 +245,7 @@ class Sweep:
         """No trial stays RUNNING, whatever happened; one that is not to blame (Ctrl-C, a full disk) is queued again."""
         blameless = isinstance(error, (KeyboardInterrupt, OSError, StorageInternalError))
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        reason += "; queued again" if blameless else ""
         for trial in running_here(self._study):
             if blameless:
                 interrupt(self._study, trial.number, trial.params)

@@ -7,6 +7,7 @@ of a budget, when fewer jobs are left than devices, each gets several if that is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,6 +43,8 @@ class Resources:
         self.max_jobs = at_once if many_each else min(fitting, at_once)
         self._num_devices = self.per_job * (fitting if self._on_gpu else self.max_jobs)
         self._used: dict[JobLabel, int] = {}
+        self._shared: dict[JobLabel, list[int]] = {}
+        """GPUs by job, where jobs share them."""
         self._scaling = _Scaling(self._num_devices)
 
     def _fitting(self) -> int:
@@ -103,8 +106,7 @@ class Resources:
         if (self._wish.devices == "auto" and not takes_all) or self._config.devices_per_trial != "auto":
             changes["distributed.devices"] = num_devices
         if self._wish.share_devices and self._on_gpu:  # or all would be on the first
-            start = len(self._used) - 1
-            changes["distributed.devices"] = [(start + n) % len(self._hardware.gpus) for n in range(num_devices)]
+            changes["distributed.devices"] = self._shared[label] = self._least_shared(num_devices)
         if self._wish.threads_per_rank == "auto":
             changes["distributed.threads_per_rank"] = max(1, self._hardware.cores // self._num_devices)
         return changes
@@ -122,6 +124,11 @@ class Resources:
     def give_back(self, label: JobLabel) -> None:
         """The job has ended."""
         self._used.pop(label, None)
+        self._shared.pop(label, None)
+
+    def _least_shared(self, num_devices: int) -> list[int]:
+        jobs = Counter(gpu for gpus in self._shared.values() for gpu in gpus)
+        return sorted(range(len(self._hardware.gpus)), key=lambda gpu: jobs[gpu])[:num_devices]
 
     def forget(self, trial: int) -> None:
         """The trial has ended; what was to be learned of it, another one may show."""

@@ -395,8 +395,9 @@ def test_validate_finds_what_only_data_and_model_show_and_trains_nothing(
 
 
 def test_no_trial_starts_after_the_timeout_and_the_command_says_how_to_go_on(workplace: Path) -> None:
-    done = run_hpo("sweep", "--study", "digits", "--trials", "9", "--timeout", "1s")
-    assert [trial.state.name for trial in trials()] == ["COMPLETE"]
+    done = run_hpo("sweep", "--study", "digits", "--trials", "90", "--timeout", "1s")
+    assert 1 <= len(trials()) < 90
+    assert not [trial for trial in trials() if not trial.state.is_finished()]
     assert "budget.timeout of 1 s is over" in done.stderr
 
 

@@ -759,7 +759,7 @@ def test_mlflow_is_imported_by_its_own_thread_and_prints_nothing(tmp_path: Path)
     arguments = [sys.executable, "-W", "error", "-c", textwrap.dedent(script), str(root)]
     result = subprocess.run(arguments, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    assert sorted(path.name for path in root.iterdir()) == ["mlartifacts", "mlflow.db"]
+    assert sorted(path.name for path in root.glob("[!.]*")) == ["mlartifacts", "mlflow.db"]
 
 
 def test_off_tracks_nothing_with_the_same_surface(tmp_path: Path) -> None:

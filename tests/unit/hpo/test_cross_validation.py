@@ -1,0 +1,269 @@
+"""The folds of one trial, one by one or side by side: what they come to, and who is asked to stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hpo.cross_validation import Folds
+from hpo.events import JobLabel
+from hpo.job import Job
+from hpo.trial import JobStatus, TrialResult
+from training.config import JobConfig
+from training.errors import Failure, FailureKind
+from training.run_dir import Event, Record, RunDir
+
+BROKEN = Failure(kind=FailureKind.USER_CODE, message="ValueError: no")
+
+
+def folds_of(folder: Path, num_folds: int = 3, on_epoch: Callable[[int, int, float], str] | None = None) -> Folds:
+    config = JobConfig.model_validate({"cross_validation": {"folds": num_folds}})
+    label = JobLabel(study="demo", trial=7)
+    return Folds(config, folder, label, "accuracy", on_epoch or (lambda fold, epoch, value: ""))
+
+
+def start(folds: Folds) -> Job:
+    """The next fold, as far as a rank gets before it first looks for a request to stop."""
+    job = folds.start({})
+    job.run_dir.prepare(job.config)
+    return job
+
+
+def start_all(folds: Folds) -> list[RunDir]:
+    return [start(folds).run_dir for _ in range(folds.num_left)]
+
+
+def evaluated(value: float, epoch: int = 1) -> Record:
+    return Record(event=Event.EVALUATE, step=10 * epoch, epoch=epoch, time=0.0, values={"accuracy": value})
+
+
+def result(
+    value: float | None,
+    status: JobStatus = JobStatus.COMPLETE,
+    *,
+    split_id: str = "same",
+    failure: Failure | None = None,
+) -> TrialResult:
+    return TrialResult(
+        status=status,
+        metrics={} if value is None else {"accuracy": value},
+        failure=failure,
+        duration_s=1.0,
+        world_size=1,
+        run_dir=RunDir(Path("anywhere")),
+        split_id=split_id,
+    )
+
+
+def failed() -> TrialResult:
+    return result(None, JobStatus.FAILED, failure=BROKEN)
+
+
+def asked_to_stop(run_dirs: list[RunDir]) -> list[bool]:
+    return [run_dir.stop.exists() for run_dir in run_dirs]
+
+
+def test_folds_start_in_order_each_with_its_number_its_folder_and_the_changes(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path)
+    jobs = [folds.start({"distributed.devices": devices}) for devices in (1, 2, 4)]
+    assert [job.label for job in jobs] == [JobLabel(study="demo", trial=7, fold=fold) for fold in range(3)]
+    assert [job.config.cross_validation.fold for job in jobs] == [0, 1, 2]
+    assert [job.config.distributed.devices for job in jobs] == [1, 2, 4]
+    assert [job.run_dir.path for job in jobs] == [tmp_path / f"fold_{fold}" for fold in range(3)]
+    assert folds.config.cross_validation.fold is None
+    assert (folds.num_running, folds.num_left) == (3, 0)
+
+
+def test_repeats_are_further_folds(tmp_path: Path) -> None:
+    config = JobConfig.model_validate({"cross_validation": {"folds": 2, "repeats": 3}})
+    folds = Folds(config, tmp_path, JobLabel(study="demo", trial=7), "accuracy", lambda *heard: "")
+    assert len(start_all(folds)) == 6
+
+
+def test_the_label_of_the_next_fold_is_that_of_the_job_it_becomes(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path)
+    assert [folds.next_label == folds.start({}).label for _ in range(3)] == [True] * 3
+
+
+def test_scores_go_by_fold_number_though_folds_finish_in_another_order(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path)
+    start_all(folds)
+    for fold, value in ((2, 0.3), (0, 0.1), (1, 0.5)):
+        assert not folds.is_over
+        folds.finish(fold, result(value))
+    assert folds.scores == (0.1, 0.5, 0.3)
+    assert folds.mean == pytest.approx(0.3)
+    assert folds.is_over and not folds.stopped and folds.failure is None
+
+
+def test_a_trial_is_over_only_when_no_fold_runs_and_none_is_left(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path, 2)
+    assert not folds.is_over
+    start(folds)
+    folds.finish(0, result(0.5))
+    assert (folds.is_over, folds.num_left, folds.num_running) == (False, 1, 0)
+    start(folds)
+    folds.finish(1, result(0.5))
+    assert folds.is_over
+
+
+def test_a_later_fold_must_find_the_split_of_the_first(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path)
+    assert start(folds).config.cross_validation.split_id is None
+    folds.finish(0, result(0.5, split_id="abc"))
+    assert start(folds).config.cross_validation.split_id == "abc"
+
+
+# Failures
+
+
+def test_a_failing_fold_stops_the_others_and_is_the_failure_of_the_trial(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path, 4)
+    run_dirs = [start(folds).run_dir for _ in range(3)]
+    folds.finish(1, failed())
+    assert asked_to_stop(run_dirs) == [True, False, True]
+    assert (folds.num_left, folds.is_over) == (0, False)
+    folds.finish(0, result(0.5, JobStatus.STOPPED))
+    folds.finish(2, result(0.6))
+    assert folds.is_over
+    assert folds.failure == BROKEN
+
+
+def test_the_first_failure_is_that_of_the_trial(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path, 2)
+    start_all(folds)
+    folds.finish(1, failed())
+    folds.finish(0, result(None, JobStatus.FAILED, failure=Failure(kind=FailureKind.SIGNAL, message="killed")))
+    assert folds.failure == BROKEN
+
+
+def test_a_failure_after_a_stop_is_still_a_failure(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path, 2, lambda fold, epoch, value: "it loses")
+    start_all(folds)
+    folds.hear(0, evaluated(0.1))
+    folds.finish(0, failed())
+    assert folds.failure == BROKEN
+
+
+def test_another_split_in_a_later_fold_is_a_failure_of_the_data(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path)
+    run_dirs = start_all(folds)
+    folds.finish(0, result(0.5, split_id="one"))
+    folds.finish(1, result(0.5, split_id="another"))
+    assert folds.failure is not None
+    assert folds.failure.kind is FailureKind.DATA
+    assert asked_to_stop(run_dirs) == [False, False, True]
+
+
+def test_a_score_that_is_no_number_is_a_failure(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path)
+    start(folds)
+    folds.finish(0, result(math.nan))
+    assert folds.failure == Failure(kind=FailureKind.NON_FINITE, message="accuracy is nan")
+
+
+def test_a_metric_that_the_task_does_not_report_is_a_failure_that_names_those_it_reports(tmp_path: Path) -> None:
+    config = JobConfig.model_validate({"cross_validation": {"folds": 2}})
+    folds = Folds(config, tmp_path, JobLabel(study="demo", trial=7), "f1", lambda *heard: "")
+    start(folds)
+    folds.finish(0, result(0.5))
+    assert folds.failure is not None
+    assert folds.failure.kind is FailureKind.CONFIG
+    assert "no metric 'f1' (it reports: accuracy)" in folds.failure.message
+
+
+# Stops
+
+
+def test_every_epoch_is_heard_with_its_fold_but_for_values_that_are_no_number(tmp_path: Path) -> None:
+    heard: list[tuple[int, int, float]] = []
+    folds = folds_of(tmp_path, 2, lambda *epoch: heard.append(epoch) or "")
+    start_all(folds)
+    folds.hear(1, evaluated(0.2))
+    folds.hear(0, Record(event=Event.TRAIN, step=3, epoch=0, time=0.0, values={"accuracy": 0.9}))
+    folds.hear(0, evaluated(math.nan))
+    folds.hear(0, evaluated(0.4, epoch=2))
+    assert heard == [(1, 1, 0.2), (0, 2, 0.4)]
+
+
+def test_a_stop_in_one_fold_asks_all_that_run_and_no_other_is_started(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path, 4, lambda fold, epoch, value: "it loses" if fold == 1 else "")
+    run_dirs = [start(folds).run_dir for _ in range(3)]
+    folds.hear(0, evaluated(0.1))
+    assert asked_to_stop(run_dirs) == [False] * 3
+    folds.hear(1, evaluated(0.1))
+    assert asked_to_stop(run_dirs) == [True] * 3
+    assert (folds.stopped, folds.num_left, folds.is_over) == ("it loses", 0, False)
+    for fold in range(3):
+        folds.finish(fold, result(0.1, JobStatus.STOPPED))
+    assert folds.is_over and folds.failure is None
+    assert (folds.stopped, folds.scores) == ("it loses", ())
+
+
+def test_a_fold_that_was_about_to_start_when_the_trial_was_stopped_is_asked_again(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path, 2, lambda fold, epoch, value: "it loses")
+    start(folds)
+    late = folds.start({})
+    folds.hear(0, evaluated(0.1))  # before there is a folder to ask in
+    assert not late.run_dir.path.exists()
+    late.run_dir.prepare(late.config)
+    folds.hear(1, Record(event=Event.START, step=0, epoch=0, time=0.0, values={}))
+    assert late.run_dir.stop.exists()
+
+
+def test_a_fold_whose_start_cleared_the_request_is_asked_again(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path, 2, lambda fold, epoch, value: "it loses")
+    _, second = start_all(folds)
+    folds.hear(0, evaluated(0.1))
+    second.prepare(folds.config)
+    assert not second.stop.exists()
+    folds.hear(1, Record(event=Event.START, step=0, epoch=0, time=0.0, values={}))
+    assert second.stop.exists()
+
+
+def test_a_fold_that_was_complete_before_it_heard_still_counts(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path, 3, lambda fold, epoch, value: "it loses")
+    start_all(folds)
+    folds.hear(0, evaluated(0.1))
+    folds.finish(1, result(0.4))
+    folds.finish(0, result(0.1, JobStatus.STOPPED))
+    folds.finish(2, result(0.2, JobStatus.STOPPED))
+    assert (folds.scores, folds.stopped) == ((0.4,), "it loses")
+
+
+def test_a_trial_whose_folds_are_all_scored_was_not_stopped(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path, 2, lambda fold, epoch, value: "it loses")
+    start_all(folds)
+    folds.hear(1, evaluated(0.1))
+    folds.finish(0, result(0.3))
+    folds.finish(1, result(0.1))
+    assert folds.is_over and folds.failure is None
+    assert (folds.scores, folds.stopped) == ((0.3, 0.1), "")
+
+
+def test_a_fold_that_someone_else_stopped_stops_the_trial(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path)
+    run_dirs = start_all(folds)
+    folds.finish(1, result(0.1, JobStatus.STOPPED))
+    assert folds.stopped == "fold 1 was asked to stop"
+    assert asked_to_stop(run_dirs) == [True, False, True]
+
+
+def test_the_first_reason_to_stop_is_kept(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path, 2, lambda fold, epoch, value: f"fold {fold} loses")
+    start_all(folds)
+    folds.hear(1, evaluated(0.1))
+    folds.hear(0, evaluated(0.1))
+    assert folds.stopped == "fold 1 loses"
+
+
+def test_a_fold_that_was_stopped_before_its_first_evaluation_has_not_failed(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path, 2, lambda fold, epoch, value: "it loses")
+    start_all(folds)
+    folds.hear(0, evaluated(0.1))
+    folds.finish(0, result(0.1, JobStatus.STOPPED))
+    folds.finish(1, result(None, JobStatus.STOPPED))
+    assert (folds.failure, folds.stopped) == (None, "it loses")
