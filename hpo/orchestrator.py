@@ -251,8 +251,7 @@ class Sweep:
                 interrupt(self._study, trial.number, trial.params)
             else:
                 self._study.tell(trial.number, state=OptunaState.FAIL)
-            told = f"{reason}; queued again" if blameless else reason
-            self._finished(trial.number, TrialState.FAIL, (), reason=told)
+            self._finished(trial.number, TrialState.FAIL, (), reason=reason)
 
     def _folds(self, trial: optuna.Trial, params: dict[str, Any]) -> Folds:
         """The folds of a new trial; over before they begin when the values do not go together or will not fit."""

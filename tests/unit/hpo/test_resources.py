@@ -172,7 +172,7 @@ def test_a_job_that_ended_twice_frees_its_devices_once() -> None:
     ("distributed", "hardware", "devices", "changes"),
     [
         ({}, FOUR_GPUS, 1, {"distributed.devices": 1, "distributed.threads_per_rank": 2}),
-        ({}, FOUR_GPUS, 4, {"distributed.devices": 4, "distributed.threads_per_rank": 2}),
+        ({}, FOUR_GPUS, 4, {"distributed.threads_per_rank": 2}),  # `auto`, which does without those in use
         ({"threads_per_rank": 5}, FOUR_GPUS, 1, {"distributed.devices": 1}),
         ({"devices": [1, 3]}, FOUR_GPUS, 2, {}),
         ({}, NO_GPU, 1, {"distributed.devices": 1, "distributed.threads_per_rank": 1}),
