@@ -96,6 +96,9 @@ class Server:
         if unsafe := _unsafe():
             return {"unsafe": unsafe}
         spare, self._spare = self._spare or Spare(), None
+        if not spare.pid:
+            spare.dismiss()
+            return {"unsafe": "an import looked for GPUs by CUDA, which does not work in a fork then"}
         return {"pid": spare.hire(request)}
 
     def prepare(self, config: JobConfig) -> None:
@@ -198,13 +201,13 @@ class Spare:
         os.close(reading)
         os.close(telling)
         with open(told, "rb") as pipe:
-            self._pid = int.from_bytes(pipe.read(), "little")
+            self.pid = int.from_bytes(pipe.read(), "little")  # 0: it could not use a GPU
 
     def hire(self, request: Request) -> int:
         """Have it run `request`; its process id."""
         with open(self._request, "wb") as pipe:
             pipe.write(json.dumps(asdict(request)).encode())
-        return self._pid
+        return self.pid
 
     def dismiss(self) -> None:
         """End it, as the end of this server would."""
@@ -215,7 +218,10 @@ def _wait_for_request(reading: int, telling: int, parent: int) -> NoReturn:
     """Of a spare: no request is what it gets when it is not needed any more."""
     while os.getppid() == parent:
         time.sleep(0.0001)
-    os.write(telling, os.getpid().to_bytes(8, "little"))
+    import torch
+
+    if not torch.cuda._is_in_bad_fork():
+        os.write(telling, os.getpid().to_bytes(8, "little"))
     os.close(telling)
     with open(reading, "rb") as pipe:
         line = pipe.read()
@@ -232,7 +238,8 @@ def _agent(request: Request) -> NoReturn:
         os.environ.update(request.environment)
         die_with_parent()
         os.chdir(request.folder)
-        sys.path[0] = request.folder
+        if not sys.flags.safe_path:
+            sys.path[0] = request.folder
         importlib.invalidate_caches()
         run_dirs = [RunDir(Path(path)) for path in request.run_dirs]
         run_dir, module = run_dirs[0], "training.check" if request.is_check else "training.main"

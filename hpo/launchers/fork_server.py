@@ -112,7 +112,8 @@ class _Running:
         with ours, its:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "training.fork_server", str(its.fileno()), PADDING],
-                env={**variables, **dict.fromkeys(THREADS, "1"), JOB_ID: PADDING},  # which is last: see rename
+                # The id is last: see rename. GPUs are counted by NVML, since CUDA, once asked, does not survive a fork.
+                env={**variables, **dict.fromkeys(THREADS, "1"), "PYTORCH_NVML_BASED_CUDA_CHECK": "1", JOB_ID: PADDING},
                 pass_fds=[its.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
