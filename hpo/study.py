@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
 import socket
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,9 @@ def open_study(definition: StudyDefinition, storage: optuna.storages.BaseStorage
         study_name=config.study, storage=storage, direction=config.objective.direction, load_if_exists=True
     )
     if IDENTITY not in study.user_attrs:
-        _initialize(study, definition)
+        with _only_process(definition):  # or two that begin together would each give it a folder
+            if IDENTITY not in study.user_attrs:
+                _initialize(study, definition)
     _refuse_contradictions(study, definition)
     differences = identity_differences(study.user_attrs[IDENTITY], definition.identity())
     if differences and _may_be_redefined(study, differences):
@@ -105,6 +108,18 @@ def load_study(name: str, storage: optuna.storages.BaseStorage) -> optuna.Study:
 def study_names(storage: optuna.storages.BaseStorage) -> list[str]:
     """The studies in `storage` that hpo made."""
     return sorted(study.study_name for study in storage.get_all_studies() if IDENTITY in study.user_attrs)
+
+
+@contextlib.contextmanager
+def _only_process(definition: StudyDefinition) -> Iterator[None]:
+    """One process at a time is in this block, of those with the same output folder. Raises StorageError."""
+    try:
+        definition.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(definition.root / f".{definition.config.study}.lock").acquire()
+    except OSError as error:
+        raise StorageError(f"output.root {definition.root} cannot be written: {error.strerror}") from error
+    with lock:
+        yield
 
 
 def _initialize(study: optuna.Study, definition: StudyDefinition) -> None:

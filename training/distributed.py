@@ -167,12 +167,12 @@ class _Gather(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def run_context(config: JobConfig) -> Iterator[RunContext]:
+def run_context(config: JobConfig, *, is_last: bool = False) -> Iterator[RunContext]:
     """Open this rank's context, and close the process group at the end, also after an error in a single process.
 
     After an error in a distributed job the group is left alone: closing it could wait for a peer that never comes,
     and the rank is about to exit. Raises DistributedStartError when the group cannot be formed,
-    and ConfigError when torch cannot use the GPU it was given. All ranks.
+    and ConfigError when torch cannot use the GPU it was given. `is_last`: the process ends after it. All ranks.
     """
     if "WORLD_SIZE" not in os.environ:
         device = _device(config.distributed, local_rank=0)

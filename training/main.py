@@ -51,7 +51,7 @@ def run_rank(run_dir: RunDir) -> None:
     if threads := os.environ.get("OMP_NUM_THREADS"):  # read at the import, which a forked rank did not do
         torch.set_num_threads(int(threads))
     config = run_dir.load_config()
-    with run_context(config) as context:
+    with run_context(config, is_last=True) as context:
         run_job(run_dir, config, context)
 
 

@@ -450,7 +450,7 @@ def test_the_fingerprint_of_built_in_data_follows_the_versions_it_is_made_of(mon
     names = ("digits", "package_docs", "api_docs")
     before = [fingerprint(DataConfig(name=name)) for name in names]
     assert before == [fingerprint(DataConfig(name=name, subset=None)) for name in names] and len(set(before)) == 3
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "99")
+    monkeypatch.setattr("training.package_sources.version_of", lambda name: "99")
     after = [fingerprint(DataConfig(name=name)) for name in names]
     assert not set(after) & set(before)
 
