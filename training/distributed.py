@@ -188,9 +188,7 @@ def run_context(config: JobConfig, *, is_last: bool = False) -> Iterator[RunCont
     except ConfigError:  # found by all ranks alike, so that nobody waits
         dist.destroy_process_group()
         raise
-    if (
-        JOB_ID not in os.environ or device.type == "cuda"
-    ):  # gloo's threads take a while to join, and hpo's ranks end now
+    if not (is_last and device.type == "cpu"):  # gloo's threads take a while to join; a process that ends need not wait
         dist.destroy_process_group()
 
 
