@@ -105,12 +105,11 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
     url = _storage_url(definition, storage)
     database = open_storage(url)
     go_on = "the same command continues"
-    if definition.config.study not in study_names(database):
-        with terminable(lambda: go_on):
-            _require_buildable(definition, study)
-    opened = open_study(definition, database)
     with terminable(lambda: go_on), open_console() as console:
-        tracker = _tracker(definition, console)
+        tracker = _tracker(definition, console)  # it imports MLflow while the first models are built
+        if definition.config.study not in study_names(database):
+            _require_buildable(definition, study)
+        opened = open_study(definition, database)
         run = Sweep(definition, opened, _all(tracker, console))
         run.run()
     _require_hope(run.hopeless)

@@ -40,6 +40,7 @@ ALWAYS = (
     "torch.distributed.launcher.api",
     "training.distributed",
     "training.job",
+    "training.rehearsal",
     "training.rendezvous",
 )
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "pandas", "scipy", "sqlalchemy")
@@ -86,6 +87,8 @@ class Server:
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
         self._spare: Spare | None = None
+        self._rehearses = False
+        """Whether the next spare does: when the last job was of one rank, as the next will be."""
         self._prepare(ALWAYS)
         _warm_up()
 
@@ -95,6 +98,9 @@ class Server:
             return {"stale": f"{changed} changed"}
         if unsafe := _unsafe():
             return {"unsafe": unsafe}
+        self._rehearses = request.num_ranks == 1 and not _opens_gpus()
+        if self._spare and self._spare.rehearses and not self._rehearses:
+            self._dismiss_spare()  # after a backward, torch does not let a process have children that do one
         spare, self._spare = self._spare or Spare(), None
         if not spare.pid:
             spare.dismiss()
@@ -108,19 +114,22 @@ class Server:
     def fork_spare(self) -> None:
         """Fork the next agent, while nobody waits for it."""
         if not _unsafe():
-            self._spare = self._spare or Spare()
+            self._spare = self._spare or Spare(rehearses=self._rehearses)
 
     def _prepare(self, names: tuple[str, ...]) -> None:
         if all(name in sys.modules for name in names):
             return
-        if self._spare:
-            self._spare.dismiss()  # it lacks what comes now
-            self._spare = None
+        self._dismiss_spare()  # it lacks what comes now
         with no_garbage_collection():
             for name in names:
                 with contextlib.suppress(Exception):  # a job that needs it will say what is wrong
                     importlib.import_module(name)
         self._files.update((path, _stamp(path)) for path in _sources() if path not in self._files)
+
+    def _dismiss_spare(self) -> None:
+        if self._spare:
+            self._spare.dismiss()
+            self._spare = None
 
     def _changed(self) -> str | None:
         return next((path for path, stamp in self._files.items() if _stamp(path) != stamp), None)
@@ -183,10 +192,21 @@ def _unsafe() -> str:
     return ""
 
 
-class Spare:
-    """An agent in waiting. It is an orphan already, so its parent is the process that asks, which adopts them."""
+def _opens_gpus() -> bool:
+    """Whether a backward does, also one on the CPU: a process that did one before it knew its GPUs would use others."""
+    import torch
 
-    def __init__(self) -> None:
+    return torch.version.cuda is not None or torch.version.hip is not None
+
+
+class Spare:
+    """An agent in waiting. It is an orphan already, so its parent is the process that asks, which adopts them.
+
+    One that `rehearses` can be the only rank of a job, but not have ranks as children.
+    """
+
+    def __init__(self, *, rehearses: bool = False) -> None:
+        self.rehearses = rehearses
         reading, self._request = os.pipe()
         told, telling = os.pipe()
         between = os.fork()
@@ -195,7 +215,7 @@ class Spare:
             if os.fork() == 0:
                 for descriptor in (int(sys.argv[1]), self._request, told):
                     os.close(descriptor)
-                _wait_for_request(reading, telling, parent)
+                _wait_for_request(reading, telling, parent, rehearses=rehearses)
             os._exit(0)
         os.waitpid(between, 0)
         os.close(reading)
@@ -214,7 +234,7 @@ class Spare:
         os.close(self._request)
 
 
-def _wait_for_request(reading: int, telling: int, parent: int) -> NoReturn:
+def _wait_for_request(reading: int, telling: int, parent: int, *, rehearses: bool) -> NoReturn:
     """Of a spare: no request is what it gets when it is not needed any more."""
     while os.getppid() == parent:
         time.sleep(0.0001)
@@ -223,6 +243,11 @@ def _wait_for_request(reading: int, telling: int, parent: int) -> NoReturn:
     if not torch.cuda._is_in_bad_fork():
         os.write(telling, os.getpid().to_bytes(8, "little"))
     os.close(telling)
+    if rehearses:
+        with contextlib.suppress(Exception):  # the job will say what is wrong
+            from training.rehearsal import rehearse
+
+            rehearse()
     with open(reading, "rb") as pipe:
         line = pipe.read()
     if line:
@@ -284,14 +309,20 @@ def _run_ranks(run_dir: RunDir, num_ranks: int) -> None:
 
 def _leave_without_ranks() -> None:
     """Have this agent end when no rank is left: of those that left by ``os._exit(0)``, torchelastic awaits a word."""
-    children, seen = Path(f"/proc/self/task/{os.getpid()}/children"), [True]
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    has_ranks: list[bool] = []  # at each look since the first was started
+
+    def begin() -> None:
+        has_ranks[:] = has_ranks or [True]
 
     def look(*_: object) -> None:
-        seen.append(bool(children.read_text()))
-        if True in seen[1:] and not any(seen[-2:]):
-            leave(1)
+        if has_ranks:
+            has_ranks.append(bool(children.read_text()))
+            if not any(has_ranks[-2:]):
+                leave(1)
 
     if children.exists():
+        os.register_at_fork(after_in_parent=begin)
         signal.signal(signal.SIGALRM, look)
         signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)  # which ranks do not inherit
 

@@ -18,11 +18,8 @@ from hpo.devices import ALONE, Placement, usable_cores
 from hpo.launchers.job import Job
 from training.run_dir import JOB_ID, PARENT_PID, RunDir
 
-SECRETS = frozenset(
-    "HPO_STORAGE PGPASSWORD PGPASSFILE PGSERVICE"
-    " MLFLOW_TRACKING_URI MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_TOKEN".split()
-)
-"""Ranks speak to no database, so they get no address or password of one."""
+SECRETS = ("HPO_STORAGE", "PGPASSWORD", "PGPASSFILE", "PGSERVICE", "MLFLOW_")
+"""How variables begin that ranks do not get: they speak to no database, and what we set for MLflow is for us."""
 TORCHRUN = frozenset("RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MASTER_ADDR MASTER_PORT".split())
 """What torchrun sets for its ranks: another job's, when we run inside one."""
 
@@ -114,10 +111,10 @@ def _gpu_variables(placement: Placement) -> dict[str, str]:
 
 def environment(placement: Placement, job_id: str) -> dict[str, str]:
     """The ranks' environment: ours, less secrets and another job's torchrun variables."""
-    inherited = {key: value for key, value in os.environ.items() if key not in SECRETS | TORCHRUN}
+    ours = {name: value for name, value in os.environ.items() if not (name in TORCHRUN or name.startswith(SECRETS))}
     threads = str(placement.threads_per_rank)
     return {
-        **inherited,
+        **ours,
         **_gpu_variables(placement),
         JOB_ID: job_id,
         PARENT_PID: str(os.getpid()),

@@ -131,8 +131,9 @@ def test_a_rank_ended_by_a_signal_is_a_typed_failure(wish: JobConfig, folder: Pa
     assert not ranks_under(folder)
 
 
-def test_a_rank_that_leaves_by_itself_is_a_failure(wish: JobConfig, folder: Path) -> None:
-    result = run(own(wish, "os._exit(0)"), folder)
+@pytest.mark.parametrize("after_s", [0, 2])
+def test_ranks_that_leave_by_themselves_are_a_failure(wish: JobConfig, folder: Path, after_s: int) -> None:
+    result = run(own(wish, f"__import__('time').sleep({after_s}); os._exit(0)"), folder)
     assert result.status is JobStatus.FAILED
     assert not ranks_under(folder)
 
@@ -197,6 +198,28 @@ def test_jobs_share_a_server_and_nothing_else(by_fork: JobConfig, folder: Path) 
         pids.add(FORK_SERVER.pid)
         assert "clean True 1" in (result.run_dir.logs / "rank_0.log").read_text()
     assert (len(pids), len(losses)) == (1, 1)
+
+
+def test_a_server_has_jobs_of_one_rank_and_of_several_in_any_order(by_fork: JobConfig, folder: Path) -> None:
+    """After a job of one rank the next agent rehearses, and could then not have ranks as children."""
+    kinds = ["one process", "one process", "two ranks", "two ranks", "one process", "two ranks", "one process"]
+    results = [run(by_fork.with_values(RANKS[kind]), folder) for kind in kinds]
+    assert {result.status for result in results} == {JobStatus.COMPLETE}
+    assert len({str(result.metrics) for result in results if result.world_size == 1}) == 1
+    assert len({str(result.metrics) for result in results if result.world_size == 2}) == 1
+
+
+def test_what_is_set_for_mlflow_is_no_reason_for_another_server(
+    by_fork: JobConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(by_fork, folder)
+    before = FORK_SERVER.pid
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
+    run(by_fork, folder)
+    assert FORK_SERVER.pid == before
+    monkeypatch.setenv("HPO_CANARY", "another")
+    run(by_fork, folder)
+    assert FORK_SERVER.pid != before
 
 
 @pytest.mark.parametrize("ranks", RANKS)
@@ -306,4 +329,5 @@ def test_many_jobs_at_once_leave_no_process(by_fork: JobConfig, folder: Path) ->
         results = list(slots.map(one, range(12)))
     assert {result.status for result in results} == {JobStatus.COMPLETE}
     assert not ranks_under(folder)
+    FORK_SERVER.close()  # and with it an agent that was not needed
     assert not zombies() - before

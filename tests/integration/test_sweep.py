@@ -171,11 +171,10 @@ def test_what_ranks_had_started_is_gone_after_kill_9_and_the_next_sweep(workplac
     write_task("self.steps == 1 and subprocess.Popen(['sleep', '7654'], start_new_session=True)")
     sweep = ("sweep", "--study", "digits", "--set", "task=own:Task", "--trials", "1")
     killed = start_hpo(*sweep, *LONG)
-    wait_for(workplace / "runs/digits/trial_0000/fold_0/metrics.jsonl", killed)
+    wait_until(lambda: bool(alive("sleep", "7654")), killed)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     sleepers = alive("sleep", "7654")
-    assert sleepers
     stopped = start_hpo(*sweep, *LONG)
     wait_for(workplace / "runs/digits/trial_0001/fold_0/metrics.jsonl", stopped)
     assert not set(sleepers) & set(alive("sleep", "7654"))

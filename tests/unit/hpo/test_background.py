@@ -170,6 +170,7 @@ def test_the_end_does_not_wait_for_ever(sender: Sender, monkeypatch: pytest.Monk
 
 
 def test_ctrl_c_ends_the_wait_at_the_end(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has jobs in its background ignore it
     monkeypatch.setattr(background, "LAST_WRITES_S", 3600.0)
     sender.writer.may_write.clear()
     sender.writer.on_write = lambda: os.kill(os.getpid(), signal.SIGINT)

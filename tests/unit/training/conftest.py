@@ -1,16 +1,15 @@
-"""A place for packages that are installed but not real."""
+"""What tests of one process put back."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of installed packages."""
-    path = tmp_path / "site packages"
-    path.mkdir()
-    monkeypatch.syspath_prepend(str(path))
-    return path
+def ordinary_arithmetic() -> Iterator[None]:
+    """Afterwards numbers too small to be normal are what they are."""
+    yield
+    torch.set_flush_denormal(False)

@@ -1,17 +1,10 @@
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
 from training.seeding import seed_everything, set_arithmetic
-
-
-@pytest.fixture
-def ordinary_arithmetic() -> Iterator[None]:
-    yield
-    torch.set_flush_denormal(False)
 
 
 @pytest.mark.usefixtures("ordinary_arithmetic")
