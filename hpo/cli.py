@@ -178,7 +178,7 @@ def train(
     with terminable(lambda: last.go_on("hpo train")), open_console() as console:
         tracker = connect(None, Path(job.output.root), _notice(console))
         trained = train_one(job, name, _all(tracker, console, last), resume=resume)
-    _require_complete(trained)
+    _require_complete(trained, last.go_on("hpo train"))
     show.trained(trained, model_uri=None, tracking=tracker.where, as_json=as_json)
 
 
@@ -205,7 +205,7 @@ def train_best_command(  # noqa: PLR0913 - its parameters are the command's opti
     with terminable(lambda: last.go_on(f"hpo train-best {again}")), open_console() as console:
         tracker = _tracker(definition, console)
         best, trained = train_best(loaded, _all(tracker, console, last), resume=resume, launcher=launcher)
-        _require_complete(trained)
+        _require_complete(trained, last.go_on(f"hpo train-best {again}"))
         name, params = definition.config.study, {key: str(value) for key, value in best.params.items()}
         metrics, folder = trained.result.metrics, trained.result.run_dir.model
         uri = tracker.log_model(trained.label, folder, name=name, metrics=metrics, params=params)
@@ -455,13 +455,11 @@ def _require_hope(common: Failure | None) -> None:
         leave(1, f"the first trials all failed in the same way, so the sweep ended:\n{failure_text(common)}")
 
 
-def _require_complete(trained: Trained) -> None:
+def _require_complete(trained: Trained, go_on: str) -> None:
     from hpo.show import USER_MISTAKES, failure_text
 
     failure = trained.result.failure
     if failure is not None and failure.kind in USER_MISTAKES:
         leave(2, f"error: {failure.message}\nlogs: {trained.result.run_dir.logs}")
     if failure is not None:
-        run_dir = trained.result.run_dir
-        go_on = f"\ngo on with: hpo train --resume {shlex.quote(str(run_dir.path))}" if run_dir.last_epoch() else ""
-        leave(1, f"the training failed: {failure_text(failure)}\nlogs: {run_dir.logs}{go_on}")
+        leave(1, f"the training failed: {failure_text(failure)}\nlogs: {trained.result.run_dir.logs}\n{go_on}")

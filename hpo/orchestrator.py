@@ -15,6 +15,7 @@ import optuna
 from optuna.artifacts import upload_artifact
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState as OptunaState
+from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.cross_validation import Folds
 from hpo.definition import StudyDefinition
@@ -93,7 +94,7 @@ class Sweep:
         """Why the sweep gave up, when it did."""
 
     def run(self) -> None:
-        """Evaluate trials until the budget is spent. On Ctrl-C the running trial is told and queued, then it raises."""
+        """Evaluate trials until the budget is spent. On Ctrl-C the running trials are queued again."""
         recovered = recover(self._study)
         for number, host in running_elsewhere(self._study).items():
             self._listen(
@@ -132,7 +133,10 @@ class Sweep:
             self._hear(self._slots.hear())
 
     def _start_job(self) -> bool:
-        """Start the next fold of a trial that waits, or of a new trial, or another of one that runs. Whether it did."""
+        """Start the next fold of a trial that waits, or of a new trial, or another of one that runs.
+
+        Returns whether to call again: one was started, or a trial was over before it began.
+        """
         if not self._resources.has_room:
             return False
         is_fold_first = self._definition.config.resources.parallel_folds == "on"
@@ -187,13 +191,12 @@ class Sweep:
         while self._slots:
             try:
                 event = self._slots.hear()
+                if event is not None:
+                    self._listen(event)
             except KeyboardInterrupt:
                 self._slots.cancel(at_once=True)
             except Exception:  # what broke one often breaks them all
                 continue
-            else:
-                if event is not None:
-                    self._listen(event)
 
     def _say(self, text: str) -> None:
         self._listen(Notice(message=text))
@@ -243,14 +246,16 @@ class Sweep:
 
     def _give_back(self, error: BaseException) -> None:
         """No trial stays RUNNING, whatever happened; one that is not to blame (Ctrl-C, a full disk) is queued again."""
-        blameless = isinstance(error, (KeyboardInterrupt, OSError, StorageInternalError))
+        blameless = isinstance(error, (KeyboardInterrupt, OSError, StorageInternalError, SQLAlchemyError))
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
         reason += "; queued again" if blameless else ""
-        for trial in running_here(self._study):
+        given_back = running_here(self._study)
+        for trial in given_back:
             if blameless:
                 interrupt(self._study, trial.number, trial.params)
             else:
                 self._study.tell(trial.number, state=OptunaState.FAIL)
+        for trial in given_back:
             self._finished(trial.number, TrialState.FAIL, (), reason=reason)
 
     def _folds(self, trial: optuna.Trial, params: dict[str, Any]) -> Folds:

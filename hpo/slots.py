@@ -39,8 +39,8 @@ class Slots:
     def start(self, job: Job) -> None:
         """Run `job`; its events are heard from now on."""
         thread = threading.Thread(target=self._run, args=(job,), name=str(job.label), daemon=True)
+        thread.start()  # or there is no thread to wait for
         self._running[job.label] = thread
-        thread.start()
 
     def hear(self) -> Event | None:
         """Wait for the next event; None when a thread has ended. Raises the error that ended it."""

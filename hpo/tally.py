@@ -107,9 +107,10 @@ class Tally:
         table = TrialValueModel
         with self._lock:
             self._read()
-            ids, self._unread_values = self._unread_values, []
             chosen = select(table.trial_id, table.value, table.value_type)
-            new = [(table.stored_repr_to_value(*row[1:]), row[0]) for row in self._of(ids, chosen, table.trial_id)]
+            rows = list(self._of(self._unread_values, chosen, table.trial_id))
+            self._unread_values = []
+            new = [(table.stored_repr_to_value(*row[1:]), row[0]) for row in rows]
             for value, trial_id in sorted(new, reverse=self._maximize):
                 if self._best is not None and not (value > self._best if self._maximize else value < self._best):
                     break
@@ -122,9 +123,9 @@ class Tally:
         table = TrialIntermediateValueModel
         with self._lock:
             self._read()
-            ids, self._unread_curves = self._unread_curves, []
             chosen = select(table.trial_id, table.step, table.intermediate_value, table.intermediate_value_type)
-            rows = self._of(ids, chosen.order_by(table.trial_id), table.trial_id)
+            rows = list(self._of(self._unread_curves, chosen.order_by(table.trial_id), table.trial_id))
+            self._unread_curves = []
             for _, reported in groupby(rows, key=lambda row: row[0]):
                 to_value = table.stored_repr_to_intermediate_value
                 self._curves.append({step: to_value(value, kind) for _, step, value, kind in reported})

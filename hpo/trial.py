@@ -1,6 +1,6 @@
 """``run_single_trial``: one training job from a resolved configuration to a TrialResult. Everything trains through it.
 
-place -> prepare run dir -> launch -> follow (report, stop) -> collect -> nothing left behind
+lease devices -> prepare run dir -> launch -> follow (report, stop) -> collect -> nothing left behind
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from hpo.devices import Placement, detect_hardware
-from hpo.launchers import Job, command_line, launch
+from hpo.launchers import Job, LaunchCancelled, command_line, launch
 from hpo.leases import LeaseCancelled, lease
 from training.config import JobConfig
 from training.errors import Failure, FailureKind, TrainingError
@@ -95,14 +95,14 @@ def run_single_trial(
 
     A distributed job that cannot start is run again as one process, and `on_notice` hears why. A failure of the job is
     a result, not an exception; an exception raised meanwhile (Ctrl-C, a callback's) ends the job's processes first.
-    Raises DeviceError, and JobCancelled soon after `cancellation` asks for it. Called by the orchestrator, on a thread
-    that lives as long as the job.
+    Raises DeviceError, OSError (a full disk), and JobCancelled soon after `cancellation` asks for it. Called by the
+    orchestrator, on a thread that lives as long as the job.
     """
     try:
         is_cancelled = cancellation.is_requested
         with lease(config.distributed, detect_hardware(), on_wait=on_notice, is_cancelled=is_cancelled) as placement:
             return _run(config, run_dir, placement, _Ears(on_record, on_notice, cancellation), resume=resume)
-    except LeaseCancelled as error:
+    except (LeaseCancelled, LaunchCancelled) as error:
         raise JobCancelled from error
 
 
@@ -168,7 +168,7 @@ def _attempt(config: JobConfig, run_dir: RunDir, placement: Placement, ears: _Ea
         config.batch_plan(placement.world_size)
         # What was recorded before is that of the part which a resumed job does not repeat.
         tail = Tail(run_dir, offset=run_dir.metrics.stat().st_size if run_dir.metrics.exists() else 0)
-        job = launch(config, run_dir, placement, ears.on_notice)
+        job = launch(config, run_dir, placement, ears.on_notice, ears.cancellation.is_requested)
         exit_status = _follow(job, tail, run_dir, ears)
         outcome = run_dir.load_result()  # a written result counts, however the processes ended afterwards
         failure = None if outcome else run_dir.load_error() or _unexplained(run_dir, placement, exit_status)
@@ -199,7 +199,8 @@ def _follow(job: Job, tail: Tail, run_dir: RunDir, ears: _Ears) -> int:
             if ears.cancellation.is_requested():
                 raise JobCancelled
     finally:
-        job.end(ears.cancellation.is_urgent)
+        if left := job.end(ears.cancellation.is_urgent):
+            ears.on_notice(f"processes of the job did not end when they were killed: {', '.join(map(str, left))}")
     return job.poll() or 0
 
 

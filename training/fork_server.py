@@ -1,13 +1,13 @@
 """Starts jobs from a warm process, without their imports: ``python -m training.fork_server SOCKET PADDING``.
 
-The server imports what jobs need and nothing else happens in it: no GPU is touched and no thread is started, so that
-its forks are as good as fresh processes. Each Request is handed to an agent that was forked before, and that belongs to
-the process that asked (the server is not its parent, and may end). The agent of one rank is that rank; of several it is
-torchelastic's.
+The server imports what jobs need, computes a little on the CPU, once, and nothing else happens in it: no GPU is touched
+and no thread is started, so that its forks are as good as fresh processes. Each Request is handed to an agent that was
+forked before, and that belongs to the process that asked (the server is not its parent, and may end). The agent of one
+rank is that rank; of several it is torchelastic's.
 
 One JSON object a line over the socket: a Request in; ``{"pid": 7}``, ``{"stale": why}`` (start another server) or
-``{"unsafe": why}`` (do without one) out. A Request's `config` alone is prepared for, and gets no answer. The server
-ends when the other end of its socket is closed.
+``{"unsafe": why}`` (do without one) out. A message with a `config` only announces a job: its imports are done, and
+nothing is answered. The server ends when the other end of its socket is closed.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def modules_of(config: JobConfig) -> tuple[str, ...]:
 
 
 def _sources() -> Iterator[str]:
-    """The files of loaded modules that are not installed packages, and the folders of those: pip changes them."""
+    """The files of loaded modules, and for those that pip installed the folder that it changes."""
     files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     for path in {file for file in files if file}:
         installed = next((part for part in Path(path).parents if part.name in ("site-packages", "dist-packages")), None)

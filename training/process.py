@@ -38,7 +38,7 @@ def rename(command: str, *, job_id: str | None = None) -> None:
     """Show another command line, and another job id in the environment, to whoever looks at this process.
 
     What ps and nvidia-smi show of a process was written when it was executed; a forked one shows its parent's. There
-    must be room: an argument and a job id of PADDING, the last of all (as the fork server is started).
+    must be room: an argument and a job id of PADDING (hpo/launchers/fork_server.py), the last of all.
     """
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     arguments, arguments_end, environment, environment_end = (int(field) for field in fields[45:49])

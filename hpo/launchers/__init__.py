@@ -7,13 +7,23 @@ from collections.abc import Callable, Sequence
 
 from hpo.devices import ALONE, Placement
 from hpo.launchers import processes
-from hpo.launchers.fork_server import CannotForkError, ForkServer
+from hpo.launchers.fork_server import CannotForkError, ForkServer, LaunchCancelled
 from hpo.launchers.job import Job, kill_processes
 from hpo.launchers.processes import command_line, job_id_prefix
 from training.config import JobConfig
 from training.run_dir import RunDir
 
-__all__ = ["FORK_SERVER", "Job", "command_line", "job_id_prefix", "kill_processes", "launch", "launch_check", "warm_up"]
+__all__ = [
+    "FORK_SERVER",
+    "Job",
+    "LaunchCancelled",
+    "command_line",
+    "job_id_prefix",
+    "kill_processes",
+    "launch",
+    "launch_check",
+    "warm_up",
+]
 
 FORK_SERVER = ForkServer()
 """That of this process, which is the parent of its agents."""
@@ -25,11 +35,17 @@ def warm_up(config: JobConfig) -> None:
         FORK_SERVER.warm_up(config)
 
 
-def launch(config: JobConfig, run_dir: RunDir, placement: Placement, on_notice: Callable[[str], None]) -> Job:
-    """Start the job of `run_dir`, by the launcher that `config` asks for. Raises OSError."""
+def launch(
+    config: JobConfig,
+    run_dir: RunDir,
+    placement: Placement,
+    on_notice: Callable[[str], None],
+    is_cancelled: Callable[[], bool],
+) -> Job:
+    """Start the job of `run_dir`, by the launcher that `config` asks for. Raises OSError and LaunchCancelled."""
     if config.distributed.launcher == "fork_server" and placement.num_nodes == 1:
         try:
-            return FORK_SERVER.launch(config, [run_dir], placement)
+            return FORK_SERVER.launch(config, [run_dir], placement, is_cancelled=is_cancelled)
         except CannotForkError as error:
             on_notice(f"jobs are started by torchrun, which takes seconds each, not by the fork server: {error}")
     return processes.launch(run_dir, placement)

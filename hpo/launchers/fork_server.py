@@ -10,22 +10,28 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hpo.devices import ALONE, Placement
-from hpo.launchers.job import ForkedProcess, Job, reap, wait_for_group
+from hpo.launchers.job import ForkedProcess, Job, kill_processes, reap, wait_for_group
 from hpo.launchers.processes import cores_of, environment, new_job_id
 from training.config import JobConfig
 from training.run_dir import JOB_ID, PARENT_PID, RunDir
 
 JOBS_PER_SERVER = 1000
 """What a server leaks, if it does, goes with it."""
+ANSWER_S = 300.0
+"""A server that imports from a slow disk takes its time; one that takes longer hangs, and torchrun is used."""
+POLL_S = 0.1
+"""Between two looks at whether to wait on."""
 TRIES = 3
 """A server may just have ended, and the next one be out of date already."""
 THREADS = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
@@ -39,6 +45,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 class CannotForkError(Exception):
     """This job cannot be forked here; the message says why."""
+
+
+class LaunchCancelled(Exception):
+    """The launch was called off before the job began."""
 
 
 class ForkServer:
@@ -59,9 +69,15 @@ class ForkServer:
             self._for(environment(ALONE, "")).send({"config": config.model_dump_json()})
 
     def launch(
-        self, config: JobConfig, run_dirs: Sequence[RunDir], placement: Placement, *, is_check: bool = False
+        self,
+        config: JobConfig,
+        run_dirs: Sequence[RunDir],
+        placement: Placement,
+        *,
+        is_check: bool = False,
+        is_cancelled: Callable[[], bool] = lambda: False,
     ) -> Job:
-        """Start the job of a run directory, or a check of several. Raises CannotForkError."""
+        """Start the job of a run directory, or a check of several. Raises CannotForkError and LaunchCancelled."""
         job_id = new_job_id(run_dirs[0])
         request = {
             "run_dirs": [str(run_dir.path) for run_dir in run_dirs],
@@ -73,13 +89,20 @@ class ForkServer:
             "cores": cores_of(placement),
         }
         with self._lock:
-            return Job(ForkedProcess(self._ask(request)), job_id)
+            try:
+                return Job(ForkedProcess(self._ask(request, is_cancelled)), job_id)
+            except CannotForkError:
+                raise
+            except BaseException:  # Ctrl-C, too: an answer may be under way, and an agent
+                self.close()
+                kill_processes(job_id)
+                raise
 
-    def _ask(self, request: dict[str, Any]) -> int:
+    def _ask(self, request: dict[str, Any], is_cancelled: Callable[[], bool]) -> int:
         """Process id of the agent."""
         for _ in range(TRIES):
             server = self._for(request["environment"])
-            answer = server.ask(request)
+            answer = server.ask(request, is_cancelled)
             if "pid" in answer:
                 return int(answer["pid"])
             if "unsafe" in answer:
@@ -108,8 +131,8 @@ class _Running:
         self.variables, self.num_jobs = variables, 0
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the process
         _adopt_orphans()
-        ours, its = socket.socketpair()
-        with ours, its:
+        self._socket, its = socket.socketpair()
+        with its:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "training.fork_server", str(its.fileno()), PADDING],
                 # The id is last: see rename. GPUs are counted by NVML, since CUDA, once asked, does not survive a fork.
@@ -120,7 +143,7 @@ class _Running:
                 stderr=self._log,
                 start_new_session=True,  # a Ctrl-C in the terminal is not for it
             )
-            self._lines = ours.makefile("rw", encoding="utf-8")
+        self._lines = self._socket.makefile("rw", encoding="utf-8")
         self.pid = self._process.pid
 
     def send(self, request: dict[str, Any]) -> None:
@@ -128,22 +151,33 @@ class _Running:
         self._lines.write(json.dumps(request) + "\n")
         self._lines.flush()
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Its answer; empty when it has none any more."""
+    def ask(self, request: dict[str, Any], is_cancelled: Callable[[], bool]) -> dict[str, Any]:
+        """Its answer; empty when it has none any more. Raises LaunchCancelled and CannotForkError."""
         self.num_jobs += 1
         try:
             self.send(request)
+            self._wait(is_cancelled)
             answer = dict(json.loads(self._lines.readline()))
             reap(-self.pid)  # agents that waited for a job and were not needed: they are of the server's group
             return answer
         except (OSError, ValueError):
             return {}
 
+    def _wait(self, is_cancelled: Callable[[], bool]) -> None:
+        answered, deadline = select.poll(), time.monotonic() + ANSWER_S
+        answered.register(self._socket, select.POLLIN)
+        while not answered.poll(POLL_S * 1000):
+            if is_cancelled():
+                raise LaunchCancelled
+            if time.monotonic() > deadline:
+                self._process.kill()
+                raise CannotForkError(f"the fork server has not answered for {ANSWER_S:.0f} s")
+
     def end(self) -> str:
         """Kill it; there is nothing that it could lose. Returns the last line that it printed."""
         self._process.kill()
         self._process.wait()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), self._socket:
             self._lines.close()
         wait_for_group(self.pid)
         with self._log:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -75,10 +76,11 @@ class Job:
         """Return when the agent has ended, at once, or after `timeout_s`."""
         if self.poll() is not None:
             return
-        if not hasattr(os, "pidfd_open"):
+        try:
+            descriptor = os.pidfd_open(self._process.pid)
+        except (AttributeError, OSError):  # not Linux, an old kernel, a sandbox that forbids it; or it has just gone
             time.sleep(min(timeout_s, 0.02))
             return
-        descriptor = os.pidfd_open(self._process.pid)
         try:
             ended = select.poll()
             ended.register(descriptor, select.POLLIN)
@@ -95,8 +97,8 @@ class Job:
             self.end()
         return status
 
-    def end(self, is_urgent: Callable[[], bool] = lambda: False) -> None:
-        """TERM, bounded wait, KILL, bounded wait; returns when no process of the job is left.
+    def end(self, is_urgent: Callable[[], bool] = lambda: False) -> list[int]:
+        """TERM, bounded wait, KILL, bounded wait. Returns what could not be killed, by process id; nothing as a rule.
 
         An impatient second Ctrl-C, here or as `is_urgent` tells of it, ends the first wait, not the killing.
         """
@@ -107,15 +109,16 @@ class Job:
                 while self.poll() is None and time.monotonic() < deadline and not is_urgent():
                     self.wait(0.1)
         finally:
-            with _deaf():
-                kill_processes(self._job_id)
+            with _signals_held():
+                left = kill_processes(self._job_id)
                 self.wait(KILL_GRACE_S)
                 self.poll()
                 reap(-self._process.pid)
+        return left
 
 
-def kill_processes(job_id: str) -> None:
-    """Kill every process whose job id begins with `job_id`, until none is left."""
+def kill_processes(job_id: str) -> list[int]:
+    """Kill every process whose job id begins with `job_id`; the ids of those that are there KILL_GRACE_S later."""
     deadline, killed = time.monotonic() + KILL_GRACE_S, set[int]()
     while (found := list(_processes_of(job_id))) and time.monotonic() < deadline:
         for process in found:
@@ -125,6 +128,7 @@ def kill_processes(job_id: str) -> None:
         time.sleep(0.02)
     for pid in killed:
         reap(pid)
+    return [process.pid for process in found]
 
 
 def wait_for_group(pid: int, timeout_s: float = 0.5) -> None:
@@ -151,10 +155,24 @@ def _processes_of(job_id: str) -> Iterator[psutil.Process]:
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Signals wait until the block is over."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+def _signals_held() -> Iterator[None]:
+    """What Ctrl-C, SIGTERM and SIGHUP raise in the main thread waits until the block is over.
+
+    A mask would not do: the kernel gives a signal that one thread masks to another, and Python runs its handler in the
+    main thread all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no handler runs here
+        yield
+        return
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, lambda number, frame: held.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])

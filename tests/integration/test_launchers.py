@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from hpo.launchers import FORK_SERVER
-from hpo.trial import JobStatus, TrialResult, run_single_trial
+from hpo.trial import Cancellation, JobCancelled, JobStatus, TrialResult, run_single_trial
 from tests.integration.conftest import alive, ranks_under
 from training.config import JobConfig
 from training.errors import FailureKind
@@ -255,12 +256,42 @@ def test_changed_code_is_what_the_next_job_runs(by_fork: JobConfig, folder: Path
         "    run = RunDir(Path(f'run_{number}'))\n"
         "    run_single_trial(job, run, on_record=lambda record: False, on_notice=print)\n"
         "    print('greets', 'hello' in run.log('rank_0').read_text())\n"
-        "    source = Path('training/job.py'); source.write_text(source.read_text() + 'print(\"hello\")\\n')\n"
+        "    source = Path('training/job.py'); old = '    set_arithmetic(context.device)\\n'\n"
+        "    source.write_text(source.read_text().replace(old, old + '    print(\"hello\")\\n', 1))\n"
         "    changed = source.stat().st_mtime + 5; __import__('os').utime(source, (changed, changed))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout.splitlines() == ["greets False", "greets False"], done.stderr
-    # The new server imports the changed module, so it is the server that greets, before any rank has a log.
+    assert done.stdout.splitlines() == ["greets False", "greets True"], done.stderr
+
+
+@pytest.mark.parametrize("ends_by", ["a cancellation", "patience"])
+def test_a_server_that_hangs_in_an_import_is_not_waited_for_for_ever(
+    by_fork: JobConfig, folder: Path, monkeypatch: pytest.MonkeyPatch, ends_by: str
+) -> None:
+    Path("sitecustomize.py").write_text(
+        "import sys, time\nif 'training.fork_server' in sys.orig_argv:\n    time.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    notices: list[str] = []
+    cancellation = Cancellation()
+    if ends_by == "patience":
+        monkeypatch.setattr("hpo.launchers.fork_server.ANSWER_S", 1.0)
+        result = run_single_trial(
+            by_fork, RunDir(folder / "run"), on_record=lambda record: False, on_notice=notices.append
+        )
+        assert result.status is JobStatus.COMPLETE
+        assert "by torchrun" in notices[0] and "has not answered for 1 s" in notices[0]
+        return
+    threading.Timer(1.0, cancellation.request).start()
+    with pytest.raises(JobCancelled):
+        run_single_trial(
+            by_fork,
+            RunDir(folder / "run"),
+            on_record=lambda record: False,
+            on_notice=notices.append,
+            cancellation=cancellation,
+        )
+    assert (FORK_SERVER.pid, notices) == (None, [])
 
 
 def test_where_forking_is_unsafe_jobs_start_by_torchrun_and_it_is_said(
