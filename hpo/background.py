@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
-from hpo.events import Event, JobLabel, JobProgress, is_last
+from hpo.events import Event, JobLabel, JobProgress, is_interrupted, is_last
 from hpo.mlflow_runs import Metrics, Values
 
 WRITE_INTERVAL_S = 10.0
@@ -26,7 +26,8 @@ WRITE_INTERVAL_S = 10.0
 LAST_WRITES_S = 15.0
 """The end of a sweep tries for this long to write what is missing."""
 OPENING_S = 60.0
-"""It waits for this long before, if it must, for the writer to be ready: on a slow disk an import takes its time."""
+"""It waits for this long before, if it must, for the writer to be ready: on a slow disk an import takes its time.
+One that was interrupted waits no longer than for the last writes."""
 POLL_INTERVAL_S = 0.01
 MAX_QUEUED = 20_000
 """Events kept while the writer hangs in one write; records take no more than half of the places."""
@@ -78,7 +79,7 @@ class Background:
             self._left_out = True
             self._notices.put(f"MLflow ({self.where}) hangs: some of what happens now will be missing there")
         if is_last(event):
-            self._wait()
+            self._wait(LAST_WRITES_S if is_interrupted(event) else OPENING_S)
         self._say_notices()
 
     def log_model(self, label: JobLabel, folder: Path, *, name: str, metrics: Metrics, params: Values) -> str:
@@ -97,11 +98,11 @@ class Background:
         places = MAX_QUEUED // 2 if isinstance(event, JobProgress) else MAX_QUEUED
         return is_last(event) or self._queue.qsize() < places
 
-    def _wait(self) -> None:
+    def _wait(self, opening_s: float) -> None:
         is_written = threading.Event()
         self._queue.put(is_written.set)
         # The writer ends its tries itself after LAST_WRITES_S, unless one of them hangs.
-        is_ready = _wait_until(self._is_ready.is_set, OPENING_S)
+        is_ready = _wait_until(self._is_ready.is_set, opening_s)
         if not (is_ready and _wait_until(is_written.is_set, LAST_WRITES_S + 1.0)):
             self._notices.put(f"MLflow ({self.where}) hangs: the last results may be missing there")
 

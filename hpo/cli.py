@@ -38,8 +38,26 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Hyperparameter search with cross-validation, where every trial is a real (distributed) training job.",
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    from importlib.metadata import version
+
+    if is_asked:
+        print(version("hpo"))
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+]
+
+
+@app.callback()
+def hpo(version: VersionOption = False) -> None:
+    """Hyperparameter search with cross-validation, where every trial is a real (distributed) training job."""
+
 
 StudyOption = Annotated[str, typer.Option("--study", help="A study in studies/ by name, or a path to its YAML file.")]
 EnvOption = Annotated[

@@ -12,7 +12,8 @@ from types import FrameType
 from typing import NoReturn
 
 OUTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE}
-"""Errors of the file system that no code here is to blame for."""
+OUTAGES |= {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
+"""Errors of the file system, and limits of the machine, that no code here is to blame for."""
 
 
 def leave(code: int, message: str) -> NoReturn:
@@ -24,7 +25,8 @@ def leave(code: int, message: str) -> NoReturn:
 def flush_and_leave(code: str | int | None) -> NoReturn:
     """Exit with `code`, or with 1 when what was printed did not arrive."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the shell: >&-
+            sys.stdout.flush()
     except BrokenPipeError:
         pass
     except OSError as error:

@@ -127,6 +127,13 @@ Event = SweepStarted | TrialStarted | JobStarted | JobProgress | JobFinished | T
 Listener = Callable[[Event], None]
 
 
+def is_interrupted(event: Event) -> bool:
+    """Whether what ends with it was cut short."""
+    return (isinstance(event, SweepFinished) and event.interrupted) or (
+        isinstance(event, JobFinished) and event.result is None
+    )
+
+
 def is_last(event: Event) -> bool:
     """Whether no other need come after: it ends a sweep, or a job without one."""
     return isinstance(event, SweepFinished) or (isinstance(event, JobFinished) and event.label.trial is None)

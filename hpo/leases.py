@@ -10,6 +10,7 @@ A GPU that a process without a lease computes on is not free either.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -25,6 +26,8 @@ from training.config import DistributedConfig
 from training.run_dir import Finding
 
 POLL_INTERVAL_S = 0.05
+TOLD_AFTER_S = 5.0
+"""Jobs that share a machine on purpose wait for each other all the time, and not for long."""
 LEAVING_TIMEOUT_S = 10.0
 """How long a lease outlives its job for a GPU that still shows the job's processes."""
 MAX_NAMED = 8
@@ -50,8 +53,9 @@ def lease(
     which a notice names. On a CPU a job gets world_size x threads_per_rank cores, or all if there are fewer, with the
     listed ones among them. Of several machines, this one's devices are leased. With `share_devices` nothing is leased.
 
-    When too few are free, `on_wait` hears once what is waited for and who has it; `is_cancelled` is asked about every
-    50 ms. When the block ends, waits up to 10 s until the job has left its GPUs, and `on_wait` hears if it has not.
+    When too few are free for TOLD_AFTER_S, `on_wait` hears once what is waited for and who has it; `is_cancelled` is
+    asked about every 50 ms. When the block ends, waits up to 10 s until the job has left its GPUs, and `on_wait` hears
+    if it has not.
     Raises LeaseCancelled, and DeviceError as ``place`` does or when the locks cannot be kept.
     """
     wish = place(config, hardware)
@@ -147,14 +151,15 @@ class _Applicant:
         self, held: contextlib.ExitStack, on_wait: Callable[[str], None], is_cancelled: Callable[[], bool]
     ) -> _Choice:
         """Ask until there is enough; `held` gets the locks. Raises LeaseCancelled."""
+        silent_until = time.monotonic() + TOLD_AFTER_S
         with contextlib.ExitStack() as in_line:
             while not is_cancelled():
-                had_to_wait = self._place is not None
                 choice = self._ask(held, in_line)
                 if choice is not None and choice.taken:
                     return choice
-                if choice is not None and not had_to_wait:
+                if choice is not None and time.monotonic() >= silent_until:
                     on_wait(f"waiting for {self._wish()}: {'; '.join(choice.obstacles)}; {SHARE}")
+                    silent_until = math.inf
                 time.sleep(POLL_INTERVAL_S)
         raise LeaseCancelled
 
@@ -228,5 +233,5 @@ class _Applicant:
         return (
             *(f"{who} holds {self._devices.named(devices)}" for who, devices in holders.items()),
             *(f"GPU {gpu} is busy with {processes}" for gpu, processes in strangers.items()),
-            *(f"{who} waits since before" for who in earlier),
+            *(f"{who} waits since before" for who in dict.fromkeys(earlier) if who not in holders),
         )

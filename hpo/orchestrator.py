@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from hpo.cross_validation import Folds
 from hpo.definition import StudyDefinition
 from hpo.devices import detect_hardware
-from hpo.errors import StudyNotFoundError
+from hpo.errors import DeviceError, StudyNotFoundError
 from hpo.events import (
     Event,
     JobFinished,
@@ -63,6 +63,8 @@ from training.run_dir import write_atomically
 
 HOPELESS_AFTER = 3
 """A sweep ends when this many first trials all fail in the same way, for a reason that no hyperparameter explains."""
+BLAMELESS = (KeyboardInterrupt, OSError, StorageInternalError, SQLAlchemyError, DeviceError)
+"""What ends a sweep and is not the fault of the trials that run."""
 BY_CHANCE = {FailureKind.NON_FINITE, FailureKind.OOM, FailureKind.SIGNAL, FailureKind.INFRASTRUCTURE}
 
 
@@ -110,7 +112,7 @@ class Sweep:
                 self._finished(number, TrialState.FAIL, (), reason="its process ended; queued again")
             if places_taken(self._study) >= self._total():
                 done = f"the study has the {self._total()} trials that were asked for"
-                self._listen(Notice(message=f"{done}; a larger --trials goes on"))
+                self._listen(Notice(message=f"{done}; hpo sweep with a larger --trials goes on"))
             self._started = time.monotonic()  # opening MLflow takes seconds that belong to no trial
             self._work()
             interrupted = False
@@ -246,8 +248,9 @@ class Sweep:
 
     def _give_back(self, error: BaseException) -> None:
         """No trial stays RUNNING, whatever happened; one that is not to blame (Ctrl-C, a full disk) is queued again."""
-        blameless = isinstance(error, (KeyboardInterrupt, OSError, StorageInternalError, SQLAlchemyError))
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        blameless = isinstance(error, BLAMELESS)
+        cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(cause).__name__}: {cause}"
         reason += "; queued again" if blameless else ""
         given_back = running_here(self._study)
         for trial in given_back:

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hpo.definition import StudyDefinition
+from hpo.device_locks import lock_folder
 from hpo.devices import Hardware, Placement, detect_hardware, place
 from hpo.launchers import launch_check
 from hpo.resources import devices_per_job
@@ -32,6 +33,7 @@ LOCAL_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 def preflight(definition: StudyDefinition) -> Placement:
     """Where a job of this study will run. Raises ConfigError with every problem found, and DeviceError."""
     hardware = detect_hardware()
+    lock_folder()
     placement = place(_distributed(definition, hardware), hardware)
     problems = list(_batch_problems(definition, placement.world_size))
     wrong = itertools.chain(_missing(definition.job), _unwritable(definition.root), _several_nodes(definition.job))
@@ -51,6 +53,7 @@ def _distributed(definition: StudyDefinition, hardware: Hardware) -> Distributed
 
 def preflight_job(job: JobConfig) -> Placement:
     """Where `job` will run. Raises ConfigError with every problem found, and DeviceError."""
+    lock_folder()
     placement = place(job.distributed, detect_hardware())
     wrong = itertools.chain(_missing(job), _unwritable(Path(job.output.root)))
     problems = [Problem(place=key, message=message) for key, message in wrong]
@@ -89,10 +92,11 @@ def build(jobs: Sequence[JobConfig]) -> Check:
             run_dir.prepare(job)
         status = launch_check(jobs[0], run_dirs).result()
         failures = [failure for run_dir in run_dirs if (failure := run_dir.load_error())]
-    if status != 0:
+        num_built = sum(run_dir.checked.exists() for run_dir in run_dirs)
+    if status != 0 or num_built + len(failures) < len(jobs):  # what it runs may leave in the middle, with any status
         unexplained = Failure(kind=FailureKind.LAUNCH, message=f"the check ended with status {status}")
         return Check(num_built=0, failures=[*failures, unexplained])
-    return Check(num_built=len(jobs) - len(failures), failures=failures)
+    return Check(num_built=num_built, failures=failures)
 
 
 def _placed(definition: StudyDefinition, failure: Failure) -> Failure:

@@ -42,8 +42,9 @@ from hpo.tally import INTERRUPTED, tally_of
 from training.config import flatten
 from training.run_dir import RunDir
 
-OWNERLESS_S = 60.0
-"""A trial without an owner is given this long between being asked for and saying who evaluates it."""
+OWNERLESS_S = 5.0
+"""A trial without an owner is given this long between being asked for and saying who evaluates it. A process that sees
+the lock of whoever recovers needs none of it."""
 CLOCK_STEP_S = 5.0
 """Two readings of when a process began may differ by this much, when the clock was set meanwhile."""
 UID, IDENTITY, FOLDER, DEFINITION = "hpo:uid", "hpo:definition", "hpo:folder", "hpo:study"
@@ -204,7 +205,7 @@ def take_place(
     study: optuna.Study, definition: StudyDefinition, total: int
 ) -> tuple[optuna.Trial, dict[str, Any]] | None:
     """The next trial and its hyperparameters, or None when `total` places are taken: by sweeps beside this one, too."""
-    with FileLock(folder_of(study) / ".ask.lock", poll_interval=LOCK_POLL_S):  # they see it before they sample
+    with _one_at_a_time(study):  # they see it before they sample
         if places_taken(study) >= total:
             return None
         trial, params = ask(study, definition)
@@ -212,6 +213,11 @@ def take_place(
         withdraw(study, trial.number)
         return None
     return trial, params
+
+
+def _one_at_a_time(study: optuna.Study) -> FileLock:
+    """Held by a process that asks for a trial, or that ends those of processes that are gone."""
+    return FileLock(folder_of(study) / ".ask.lock", poll_interval=LOCK_POLL_S)
 
 
 def ask(study: optuna.Study, definition: StudyDefinition) -> tuple[optuna.Trial, dict[str, Any]]:
@@ -364,13 +370,15 @@ def running_here(study: optuna.Study) -> list[FrozenTrial]:
 def recover(study: optuna.Study) -> list[int]:
     """Interrupt the RUNNING trials whose process on this machine is gone (kill -9, reboot); returns their numbers.
 
-    What their ranks had started and did not die with them is killed.
+    What their ranks had started and did not die with them is killed. Processes that recover at the same moment take
+    turns, so each trial is queued once.
     """
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    stale = [trial for trial in running if not _is_alive(trial)]
-    for trial in stale:
-        kill_processes(job_id_prefix(trial_folder(study, trial.number)))
-        interrupt(study, trial.number, trial.params)
+    with _one_at_a_time(study):
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        stale = [trial for trial in running if not _is_alive(trial)]
+        for trial in stale:
+            kill_processes(job_id_prefix(trial_folder(study, trial.number)))
+            interrupt(study, trial.number, trial.params)
     return [trial.number for trial in stale]
 
 

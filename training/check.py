@@ -1,7 +1,7 @@
 """Everything jobs do before their first step, on the CPU and alone: ``python -m training.check RUN_DIR ...``.
 
 Finds what no schema can: columns, classes, model keys, weights, folds. What it prepares stays in the cache. Each run
-directory whose job cannot be built gets its ``error.json``.
+directory gets ``checked`` when its job was built, or its ``error.json``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def check(run_dirs: Sequence[RunDir]) -> None:
     for run_dir in run_dirs:
         try:
             _build(run_dir)
+            run_dir.checked.touch()
         except BaseException as error:  # sys.exit of a user's code, too
             leave_error(run_dir, error, rank=0)
 

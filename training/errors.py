@@ -6,13 +6,14 @@
     ├── NonFiniteLossError        non_finite   the loss became NaN or infinite
     └── DistributedStartError     distributed_start   the process group could not be formed
 
-Any other exception in a rank is ``user_code``, but for out-of-memory (``oom``) and a collective that broke
-after the start (``infrastructure``). Two kinds are only ever seen from outside, by whoever launched the job:
+Any other exception in a rank is ``user_code``, but for out-of-memory (``oom``), and a full disk or a collective that
+broke after the start (``infrastructure``). Two kinds are only ever seen from outside, by whoever launched the job:
 ``signal`` (a rank was killed) and ``launch`` (it ended and said nothing).
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -93,6 +94,8 @@ def classify(error: BaseException) -> FailureKind:
     if isinstance(error, TrainingError):
         return error.kind
     if type(error).__name__ in {"DistBackendError", "DistNetworkError", "DistStoreError"} or _is_lost_peer(error):
+        return FailureKind.INFRASTRUCTURE
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return FailureKind.INFRASTRUCTURE
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _says_no_memory(error):
         return FailureKind.OOM

@@ -133,6 +133,7 @@ class RunDir:
         self.error = self.path / "error.json"
         self.findings = self.path / "findings.jsonl"
         self.plan = self.path / "plan.json"
+        self.checked = self.path / "checked"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.logs = self.path / "logs"

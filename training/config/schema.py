@@ -222,7 +222,7 @@ class DistributedConfig(Section):
     memory_limit: Literal["auto", "off"] | Size = "auto"
     """Of one device, such as 20GB. A search does not launch what is predicted to take more; `auto` is what a GPU has,
     and no limit on a CPU; `off` does not predict."""
-    threads_per_rank: Literal["auto"] | PositiveInt = "auto"
+    threads_per_rank: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     """CPU threads of a rank; `auto` shares the cores. Small models are steadier, and on a busy machine faster, with 1.
     On a CPU the last bits of a result depend on it."""
     timeout_s: PositiveInt = 600

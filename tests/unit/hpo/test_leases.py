@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from hpo import device_locks, gpu_processes
+from hpo import device_locks, gpu_processes, leases
 from hpo.device_demand import Demand, left_by
 from hpo.devices import Hardware, Placement, place
 from hpo.errors import DeviceError
@@ -79,6 +79,11 @@ class FakeNvml(ModuleType):
         if self.is_lost:
             raise self.NVMLError("GPU is lost")
         return [SimpleNamespace(pid=pid) for pid in self.pids.get(handle, [])]
+
+
+@pytest.fixture(autouse=True)
+def told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "TOLD_AFTER_S", 0.0)
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -538,6 +540,25 @@ def test_recovering_twice_queues_a_trial_once_more_and_not_twice(storage: RDBSto
     assert recover(study) == [1]
     assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL", "WAITING"]
     assert ask(study, definition)[1] == params
+
+
+def test_processes_that_recover_at_the_same_moment_queue_each_trial_once(storage_url: str, tmp_path: Path) -> None:
+    definition = define()
+    study = open_study(definition, open_storage(storage_url))
+    for _ in range(4):
+        asked(study, definition, dead_process())
+    barrier = threading.Barrier(3)
+
+    def recover_too() -> list[int]:
+        own = load_study(study.study_name, open_storage(storage_url))
+        barrier.wait()
+        return recover(own)
+
+    with ThreadPoolExecutor(3) as others:
+        found = [each.result() for each in [others.submit(recover_too) for _ in range(3)]]
+    assert sorted(number for numbers in found for number in numbers) == [0, 1, 2, 3]
+    retries = [trial.user_attrs.get("hpo:retry_of") for trial in study.get_trials(deepcopy=False)[4:]]
+    assert sorted(retries) == [0, 1, 2, 3]
 
 
 def test_a_queued_trial_cut_short_while_it_is_sampled_keeps_its_hyperparameters(storage: RDBStorage) -> None:
