@@ -8,8 +8,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import NoReturn
+
+from hpo import interruption
 
 OUTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE}
 OUTAGES |= {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
@@ -55,13 +56,11 @@ def terminable(go_on: Callable[[], str]) -> Iterator[None]:
 
     `go_on` tells the user how to continue what was cut short.
     """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     # What is ignored stays ignored: nohup.
-    heard = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in heard}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heard = [each for each in numbers if signal.getsignal(each) is not signal.SIG_IGN]
+    interruption.hear()
+    before = {number: signal.signal(number, interruption.interrupt) for number in heard}
     try:
         yield
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy.exc import SQLAlchemyError
 
+from hpo import interruption
 from hpo.cross_validation import Folds
 from hpo.definition import StudyDefinition
 from hpo.devices import detect_hardware
@@ -117,6 +118,7 @@ class Sweep:
             self._work()
             interrupted = False
         except BaseException as error:
+            interruption.hear()
             self._end_jobs()
             if isinstance(error, KeyError) and self._study.study_name not in study_names(self._study._storage):
                 raise StudyNotFoundError(f"study '{self._study.study_name}' was deleted while it ran") from error

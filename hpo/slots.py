@@ -11,6 +11,7 @@ import threading
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
+from hpo import interruption
 from hpo.events import Event, JobLabel
 from hpo.job import Job, run_job
 from hpo.trial import Cancellation, JobCancelled
@@ -46,6 +47,7 @@ class Slots:
         """Wait for the next event; None when a thread has ended. Raises the error that ended it."""
         heard = None
         while heard is None:  # in short waits, which a signal that another thread got cannot outlast
+            interruption.raise_lost()
             with contextlib.suppress(Empty):
                 heard = self._heard.get(timeout=0.5)
         if not isinstance(heard, _Ended):

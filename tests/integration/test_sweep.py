@@ -280,6 +280,14 @@ def test_what_a_task_does_wrong_is_said_in_its_trial(workplace: Path, step: str,
     assert says in status["last_failure"]
 
 
+def test_a_task_that_leaves_in_the_check_of_a_new_study_leaves_no_study(workplace: Path) -> None:
+    Path("own.py").write_text("import os\nos._exit(0)\n")
+    done = run_hpo("sweep", "--study", "digits", "--set", "task=own:Task", status=2)
+    assert "the check ended with status 0" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not json.loads(run_hpo("status", "--json").stdout)
+
+
 def write_task(step: str) -> None:
     """A task of one's own, ``own:Task``, whose modules execute `step` in every training step."""
     Path("own.py").write_text(

@@ -169,6 +169,17 @@ def test_the_end_does_not_wait_for_ever(sender: Sender, monkeypatch: pytest.Monk
     sender.writer.may_write.set()
 
 
+def test_an_interrupted_sweep_does_not_wait_for_mlflow_to_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "OPENING_S", 3600.0)
+    monkeypatch.setattr(background, "LAST_WRITES_S", 0.01)
+    gate = threading.Event()
+    monkeypatch.setattr(FakeWriter, "open", lambda self: gate.wait())
+    sender = Sender()
+    sender.listen(SweepFinished(interrupted=True))
+    gate.set()
+    assert "hangs" in sender.notices[0]
+
+
 def test_ctrl_c_ends_the_wait_at_the_end(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has jobs in its background ignore it
     monkeypatch.setattr(background, "LAST_WRITES_S", 3600.0)

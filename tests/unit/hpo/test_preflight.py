@@ -60,6 +60,12 @@ def test_devices_that_do_not_exist_are_an_error() -> None:
         preflight(load("", "distributed.devices=[5]"))
 
 
+def test_a_place_for_locks_that_is_none_is_told_before_a_trial_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPO_LEASES", "/dev/null")
+    with pytest.raises(DeviceError, match="HPO_LEASES"):
+        preflight(load())
+
+
 def test_a_fixed_batch_that_the_ranks_cannot_share_is_told_where_it_is_written() -> None:
     message = "training.global_batch_size 33 cannot be shared exactly by 2 ranks; nearest: 32 or 34"
     assert problems("config:\n  training: {global_batch_size: 33}\n") == [f"demo.yaml:6: {message}"]
