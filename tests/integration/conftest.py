@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from hpo.launchers import FORK_SERVER
 from training.config import JobConfig
 
 CHECKOUT = Path(__file__).parents[2]
@@ -81,6 +83,13 @@ def _enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("HPO_STORAGE", raising=False)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_server_left() -> Iterator[None]:
+    """The fork server of the test process ends before the interpreter does."""
+    yield
+    FORK_SERVER.close()
 
 
 def start_hpo(*arguments: str) -> subprocess.Popen[str]:
