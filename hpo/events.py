@@ -88,7 +88,7 @@ class JobProgress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobFinished:
-    """The job is gone and its result collected; None when it was interrupted."""
+    """The job is over and its result collected; None when it was interrupted. Its processes may wait for another."""
 
     label: JobLabel
     result: TrialResult | None

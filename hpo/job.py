@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hpo.crew import Crew
 from hpo.events import JobFinished, JobLabel, JobProgress, JobStarted, Listener, Notice
-from hpo.trial import NEVER, Cancellation, OnRecord, TrialResult, run_single_trial
+from hpo.trial import OnRecord, TrialResult, run_single_trial
 from training.config import JobConfig
 from training.run_dir import Record, RunDir
 
@@ -24,7 +25,7 @@ def run_job(
     listen: Listener,
     *,
     on_record: OnRecord = lambda record: False,
-    cancellation: Cancellation = NEVER,
+    crew: Crew | None = None,
     resume: bool = False,
 ) -> TrialResult:
     """``run_single_trial`` with its events sent to `listen`, also when it is interrupted."""
@@ -41,7 +42,7 @@ def run_job(
             job.run_dir,
             on_record=tell,
             on_notice=lambda text: listen(Notice(message=text)),
-            cancellation=cancellation,
+            crew=crew,
             resume=resume,
         )
     finally:

@@ -89,7 +89,7 @@ class Sweep:
         self._failures: list[Failure | None] = []
         self._memory = MemoryCheck(self._say)
         self._resources = Resources(definition, detect_hardware(), self._say)
-        self._slots = Slots()
+        self._slots = Slots(crews_stay=definition.config.resources.processes == "per_trial")
         self._trials: dict[int, Running] = {}
         self._asks = True
         """Whether it still asks for new trials."""
@@ -132,6 +132,7 @@ class Sweep:
         while True:
             while self._start_job():
                 pass
+            self._slots.dismiss_idle()
             if not self._slots:
                 return
             self._hear(self._slots.hear())
@@ -187,6 +188,7 @@ class Sweep:
         if event.result is not None:
             running.folds.finish(event.label.fold, event.result)
         if event.result is not None and running.folds.is_over:
+            self._slots.dismiss_idle()  # while the next trial is asked for
             self._tell(running)
 
     def _end_jobs(self) -> None:
@@ -278,11 +280,12 @@ class Sweep:
 
         def on_epoch(fold: int, epoch: int, value: float) -> str:
             step = self._axis.step(fold, epoch)
-            values[step] = value
             try:
-                trial.report(value, step)
+                if step not in values:  # as of a fold that is run again
+                    trial.report(value, step)
             except UpdateFinishedTrialError:
                 return "it was ended from outside"
+            values[step] = value
             return self._pruner.reason_to_stop(values, fold, epoch)
 
         label = JobLabel(study=self._study.study_name, trial=trial.number)

@@ -152,6 +152,10 @@ class ResourcesConfig(Section):
     """Folds of one trial at a time: as devices are free, or only one. `auto` gives devices to other trials first; folds
     that start later need not start at all when the trial is stopped."""
 
+    processes: Literal["per_trial", "per_fold"] = "per_trial"
+    """Whether the folds of a trial that run one after another share processes, and so their start, or get new ones. The
+    metrics are the same, unless a task of your own keeps something from one fold to the next. Trials never share."""
+
     @field_validator("parallel_folds", mode="before")
     @classmethod
     def _as_in_yaml_1_1(cls, value: object) -> object:

@@ -186,11 +186,7 @@ class Loaders:
 
 def build_loaders(data: PreparedData, config: JobConfig, context: RunContext, collate: Collate) -> Loaders:
     """The loaders of this rank for the job's fold. Raises DataError when a fold is smaller than one global batch."""
-    return loaders_of(split(data, config.cross_validation), data, config, context, collate)
-
-
-def loaders_of(chosen: Split, data: PreparedData, config: JobConfig, context: RunContext, collate: Collate) -> Loaders:
-    """The loaders of this rank for a split. Raises DataError when it is smaller than one global batch."""
+    chosen = split(data, config.cross_validation)
     train, scored = chosen.train, chosen.scored
     plan = config.batch_plan(context.world_size)
     if len(train) < config.training.global_batch_size:

@@ -40,7 +40,6 @@ ALWAYS = (
     "torch.distributed.launcher.api",
     "training.distributed",
     "training.job",
-    "training.rehearsal",
     "training.rendezvous",
 )
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "pandas", "scipy", "sqlalchemy")
@@ -87,8 +86,6 @@ class Server:
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
         self._spare: Spare | None = None
-        self._rehearses = False
-        """Whether the next spare does: when the last job was of one rank, as the next will be."""
         self._prepare(ALWAYS)
         _warm_up()
 
@@ -98,9 +95,6 @@ class Server:
             return {"stale": f"{changed} changed"}
         if unsafe := _unsafe():
             return {"unsafe": unsafe}
-        self._rehearses = request.num_ranks == 1 and not _opens_gpus()
-        if self._spare and self._spare.rehearses and not self._rehearses:
-            self._dismiss_spare()  # after a backward, torch does not let a process have children that do one
         spare, self._spare = self._spare or Spare(), None
         if not spare.pid:
             spare.dismiss()
@@ -114,7 +108,7 @@ class Server:
     def fork_spare(self) -> None:
         """Fork the next agent, while nobody waits for it."""
         if not _unsafe():
-            self._spare = self._spare or Spare(rehearses=self._rehearses)
+            self._spare = self._spare or Spare()
 
     def _prepare(self, names: tuple[str, ...]) -> None:
         if all(name in sys.modules for name in names):
@@ -192,21 +186,10 @@ def _unsafe() -> str:
     return ""
 
 
-def _opens_gpus() -> bool:
-    """Whether a backward does, also one on the CPU: a process that did one before it knew its GPUs would use others."""
-    import torch
-
-    return torch.version.cuda is not None or torch.version.hip is not None
-
-
 class Spare:
-    """An agent in waiting. It is an orphan already, so its parent is the process that asks, which adopts them.
+    """An agent in waiting. It is an orphan already, so its parent is the process that asks, which adopts them."""
 
-    One that `rehearses` can be the only rank of a job, but not have ranks as children.
-    """
-
-    def __init__(self, *, rehearses: bool = False) -> None:
-        self.rehearses = rehearses
+    def __init__(self) -> None:
         reading, self._request = os.pipe()
         told, telling = os.pipe()
         between = os.fork()
@@ -215,7 +198,7 @@ class Spare:
             if os.fork() == 0:
                 for descriptor in (int(sys.argv[1]), self._request, told):
                     os.close(descriptor)
-                _wait_for_request(reading, telling, parent, rehearses=rehearses)
+                _wait_for_request(reading, telling, parent)
             os._exit(0)
         os.waitpid(between, 0)
         os.close(reading)
@@ -234,7 +217,7 @@ class Spare:
         os.close(self._request)
 
 
-def _wait_for_request(reading: int, telling: int, parent: int, *, rehearses: bool) -> NoReturn:
+def _wait_for_request(reading: int, telling: int, parent: int) -> NoReturn:
     """Of a spare: no request is what it gets when it is not needed any more."""
     while os.getppid() == parent:
         time.sleep(0.0001)
@@ -243,11 +226,6 @@ def _wait_for_request(reading: int, telling: int, parent: int, *, rehearses: boo
     if not torch.cuda._is_in_bad_fork():
         os.write(telling, os.getpid().to_bytes(8, "little"))
     os.close(telling)
-    if rehearses:
-        with contextlib.suppress(Exception):  # the job will say what is wrong
-            from training.rehearsal import rehearse
-
-            rehearse()
     with open(reading, "rb") as pipe:
         line = pipe.read()
     if line:

@@ -60,7 +60,7 @@ def run_job(run_dir: RunDir, config: JobConfig, context: RunContext) -> None:
     set_arithmetic(context.device)
     with no_garbage_collection():
         job = build_job(config, context)
-        model = job.build_model()
+    model = job.build_model()
     findings = inspect(model, config, context)
     if context.is_main:
         run_dir.add_findings(findings)

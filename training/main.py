@@ -1,25 +1,37 @@
 """What every rank of a job executes, whoever starts it: ``python -m training.main RUN_DIR``.
 
 Reads ``config.yaml`` of the run directory, trains, and leaves ``result.json`` (rank 0) or ``error.json`` (the first
-rank that fails). Owns the life of the process and of its process group. Exit status: 0 when the training ended or was
-asked to stop, 1 when it failed.
+rank that fails). Then goes on in the run directory that it is told, as the folds of a trial do, or ends. Owns the life
+of the process and of its process group. Exit status: 0 when the trainings ended or were asked to stop, 1 when one
+failed.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.process import (
     die_with_parent,
     fail,
+    forget_training,
     leave,
     no_garbage_collection,
     rank_from_environment,
     redirect_output,
 )
-from training.run_dir import RunDir
+from training.run_dir import JOB_ID, RunDir
+
+if TYPE_CHECKING:
+    from training.distributed import RunContext
+
+LINGER_S = 60.0
+"""How long a rank that is done waits to be told where to go on."""
 
 
 def main() -> None:
@@ -30,29 +42,55 @@ def main() -> None:
 
 
 def run_rank_here(run_dir: RunDir) -> None:
-    """Let this process be a rank of the job in `run_dir`; when it fails, it ends here."""
+    """Let this process be a rank of the job in `run_dir`, and of those that follow; when one fails, it ends here."""
     rank = rank_from_environment()
     redirect_output(run_dir.log(f"rank_{rank}"))
     try:
-        run_rank(run_dir)
+        with _joined(run_dir) as context:
+            _train(run_dir, context)
+            while following := _where_next(run_dir):
+                run_dir = following
+                redirect_output(run_dir.log(f"rank_{rank}"))
+                _train(run_dir, context)
     except BaseException as error:  # sys.exit of a user's code, too
         fail(run_dir, error, rank=rank)
 
 
-def run_rank(run_dir: RunDir) -> None:
-    """Join the job, train, and leave the result before the process group is closed. All ranks."""
+@contextmanager
+def _joined(run_dir: RunDir) -> Iterator[RunContext]:
+    """Join the other ranks of the job, and of those that follow."""
     # Imported here, so that a broken installation is a failure with a traceback in error.json like any other.
     with no_garbage_collection():
         import torch
 
         from training.distributed import run_context
-        from training.job import run_job
+        from training.job import run_job  # noqa: F401 - now, without garbage collection
 
     if threads := os.environ.get("OMP_NUM_THREADS"):  # read at the import, which a forked rank did not do
         torch.set_num_threads(int(threads))
-    config = run_dir.load_config()
-    with run_context(config, is_last=True) as context:
-        run_job(run_dir, config, context)
+    with run_context(run_dir.load_config(), is_last=True) as context:
+        yield context
+
+
+def _train(run_dir: RunDir, context: RunContext) -> None:
+    """Train, and leave the result before the process group is closed. All ranks."""
+    from training.job import run_job
+
+    run_job(run_dir, run_dir.load_config(), context)
+
+
+def _where_next(run_dir: RunDir) -> RunDir | None:
+    """Wait to be told where to go on, if somebody follows this job who could tell. All ranks are told the same."""
+    if JOB_ID not in os.environ:
+        return None
+    if not run_dir.next.exists():
+        forget_training()
+    deadline = time.monotonic() + LINGER_S
+    while not run_dir.next.exists():
+        if time.monotonic() > deadline:
+            run_dir.direct(None)
+        time.sleep(0.001)
+    return run_dir.load_next()
 
 
 if __name__ == "__main__":

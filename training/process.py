@@ -83,6 +83,16 @@ def no_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
+def forget_training() -> None:
+    """Give back what a training that is over held, so that the next one finds this process as that one did."""
+    import torch
+
+    gc.collect()  # a model wrapped for several ranks is part of a cycle
+    torch.compiler.reset()  # or what was compiled counts towards the limit of recompilations
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
 def fail(run_dir: RunDir, error: BaseException, *, rank: int) -> NoReturn:
     """Leave the failure in ``error.json`` (the first rank wins) and end this process at once with status 1.
 

@@ -3,6 +3,7 @@
     config.yaml     the resolved, complete configuration
     metrics.jsonl   one Record a line, appended by rank 0
     stop            present when the job is asked to stop early
+    next            where its processes go on when they are done: another run directory, or empty for nowhere
     result.json     the Outcome, written by rank 0 before any teardown
     findings.jsonl  one Finding a line: what was changed or has no effect
     error.json      the Failure of the first rank that failed
@@ -129,6 +130,7 @@ class RunDir:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.stop = self.path / "stop"
+        self.next = self.path / "next"
         self.result = self.path / "result.json"
         self.error = self.path / "error.json"
         self.findings = self.path / "findings.jsonl"
@@ -155,8 +157,11 @@ class RunDir:
             else:
                 return cls(path)
 
-    def prepare(self, config: JobConfig, *, resume: bool = False) -> None:
-        """Write the configuration and clear what an earlier attempt left; `resume` keeps its checkpointed epochs."""
+    def prepare(self, config: JobConfig, *, resume: bool = False, is_last: bool = True) -> None:
+        """Write the configuration and clear what an earlier attempt left; `resume` keeps its checkpointed epochs.
+
+        Unless it `is_last`, the job's processes wait at its end until they are told where to go on (``direct``).
+        """
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.logs.mkdir(exist_ok=True)
         if resume:
@@ -166,8 +171,10 @@ class RunDir:
         else:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             self.metrics.unlink(missing_ok=True)
-        for leftover in (self.stop, self.result, self.error, self.findings, self.plan):
+        for leftover in (self.stop, self.next, self.result, self.error, self.findings, self.plan):
             leftover.unlink(missing_ok=True)
+        if is_last:
+            self.direct(None)
         write_atomically(self.config, dump_yaml(config.model_dump()).encode())
 
     def checkpoint(self, epoch: int) -> Path:
@@ -194,6 +201,15 @@ class RunDir:
     def request_stop(self) -> None:
         """Ask the job to leave at the next point where rank 0 looks."""
         self.stop.touch()
+
+    def direct(self, following: RunDir | None) -> bool:
+        """Say where the job's processes go on, unless it was said before. Returns whether it is as said now."""
+        return _write_once(self.next, os.fsencode(following.path) if following else b"")
+
+    def load_next(self) -> RunDir | None:
+        """Where they go on, once it was said; None for nowhere."""
+        path = os.fsdecode(self.next.read_bytes())
+        return RunDir(Path(path)) if path else None
 
     def append(self, record: Record) -> None:
         """Append one line (rank 0)."""
@@ -240,19 +256,7 @@ class RunDir:
 
     def write_error(self, failure: Failure) -> bool:
         """Write ``error.json`` unless another rank was first. Returns whether this one was."""
-        with _temporary(self.error) as (temporary, file):
-            file.write(json.dumps(asdict(failure), indent=2).encode())
-            file.flush()
-            os.fsync(file.fileno())
-            try:
-                os.link(temporary, self.error)
-            except FileExistsError:
-                return False
-            except OSError:  # no hard links here, as on a mounted Google Drive: the first rank wins but for a race
-                if self.error.exists():
-                    return False
-                os.replace(temporary, self.error)
-        return True
+        return _write_once(self.error, json.dumps(asdict(failure), indent=2).encode())
 
     def load_error(self) -> Failure | None:
         """The failure of the first rank that failed, or None. Raises DataError when it is damaged."""
@@ -297,6 +301,23 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: afterwards it holds the old bytes or the new ones, even after a power cut."""
     with replacing(path) as file:
         file.write(data)
+
+
+def _write_once(path: Path, data: bytes) -> bool:
+    """Make `path`, with `data`, unless it is there. Returns whether this made it."""
+    with _temporary(path) as (temporary, file):
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # no hard links here, as on a mounted Google Drive: the first one wins but for a race
+            if path.exists():
+                return False
+            os.replace(temporary, path)
+    return True
 
 
 @contextlib.contextmanager

@@ -72,8 +72,8 @@ class Job:
         """Exit status of the agent, or None while it runs."""
         return self._process.poll()
 
-    def wait(self, timeout_s: float) -> None:
-        """Return when the agent has ended, at once, or after `timeout_s`."""
+    def wait(self, timeout_s: float, watch: int | None = None) -> None:
+        """Return when the agent has ended or the descriptor `watch` is readable, at once, or after `timeout_s`."""
         if self.poll() is not None:
             return
         try:
@@ -82,9 +82,11 @@ class Job:
             time.sleep(min(timeout_s, 0.02))
             return
         try:
-            ended = select.poll()
-            ended.register(descriptor, select.POLLIN)
-            ended.poll(timeout_s * 1000)
+            heard = select.poll()
+            heard.register(descriptor, select.POLLIN)
+            if watch is not None:
+                heard.register(watch, select.POLLIN)
+            heard.poll(timeout_s * 1000)
         finally:
             os.close(descriptor)
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hpo.cancellation import Cancellation, JobCancelled
+from hpo.crew import Crew
 from hpo.launchers import FORK_SERVER
-from hpo.trial import Cancellation, JobCancelled, JobStatus, TrialResult, run_single_trial
+from hpo.trial import JobStatus, TrialResult, run_single_trial
 from tests.integration.conftest import alive, ranks_under
 from training.config import JobConfig
 from training.errors import FailureKind
@@ -202,7 +204,7 @@ def test_jobs_share_a_server_and_nothing_else(by_fork: JobConfig, folder: Path) 
 
 
 def test_a_server_has_jobs_of_one_rank_and_of_several_in_any_order(by_fork: JobConfig, folder: Path) -> None:
-    """After a job of one rank the next agent rehearses, and could then not have ranks as children."""
+    """The one process of a job does what an agent with ranks must not have done: after a backward it has none."""
     kinds = ["one process", "one process", "two ranks", "two ranks", "one process", "two ranks", "one process"]
     results = [run(by_fork.with_values(RANKS[kind]), folder) for kind in kinds]
     assert {result.status for result in results} == {JobStatus.COMPLETE}
@@ -289,7 +291,7 @@ def test_a_server_that_hangs_in_an_import_is_not_waited_for_for_ever(
             RunDir(folder / "run"),
             on_record=lambda record: False,
             on_notice=notices.append,
-            cancellation=cancellation,
+            crew=Crew(cancellation),
         )
     assert (FORK_SERVER.pid, notices) == (None, [])
 

@@ -1,0 +1,103 @@
+"""The devices of a job and the processes on them, which stay from one fold of a trial to the next.
+
+Only the first fold of a trial waits for imports, a process group and a GPU's context; nothing stays from one trial to
+another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from hpo.cancellation import NEVER, Cancellation
+from hpo.devices import Placement, detect_hardware
+from hpo.launchers import Job, launch
+from hpo.leases import lease
+from training.config import JobConfig
+from training.run_dir import RunDir
+
+LEAVE_S = 2.0
+"""How long processes that have nothing to do may take to end by themselves."""
+
+OnNotice = Callable[[str], None]
+
+
+class Crew:
+    """Runs one job at a time. Used by one thread, which lives as long as the processes; nothing is left at its end."""
+
+    def __init__(self, cancellation: Cancellation = NEVER, *, stays: bool = False) -> None:
+        self.cancellation = cancellation
+        self.stays = stays
+        """Whether processes wait for another job of their trial when one has ended well."""
+        self._lease = contextlib.ExitStack()
+        self._trial: tuple[Path, JobConfig] | None = None
+        """What jobs must have in common to share processes."""
+        self._placement: Placement | None = None
+        self._job: Job | None = None
+        self._waits_in: RunDir | None = None
+        """Where the processes have trained and wait to be told what is next."""
+        self._on_notice: OnNotice = lambda text: None
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.dismiss()
+
+    def place(self, config: JobConfig, run_dir: RunDir, on_notice: OnNotice) -> Placement:
+        """Where the job will run, on devices leased for it or for one before it. Raises as ``lease`` does."""
+        trial = (run_dir.path.parent, config.model_copy(update={"cross_validation": None}))
+        self._on_notice = on_notice
+        if trial != self._trial or self._placement is None:
+            self.dismiss()
+            self._placement = self._lease.enter_context(
+                lease(
+                    config.distributed,
+                    detect_hardware(),
+                    on_wait=lambda text: self._on_notice(text),
+                    is_cancelled=self.cancellation.is_requested,
+                )
+            )
+            self._trial = trial
+        return self._placement
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether there are processes that wait for a job."""
+        return self._waits_in is not None
+
+    def start(self, config: JobConfig, run_dir: RunDir, placement: Placement) -> Job:
+        """The processes of the job in `run_dir`: those that wait, or new ones. Raises OSError and LaunchCancelled."""
+        before, self._waits_in = self._waits_in, None
+        if self._job is None or before is None or not before.direct(run_dir):
+            self.end_job()
+            self._job = launch(config, run_dir, placement, self._on_notice, self.cancellation.is_requested)
+        return self._job
+
+    def keep(self, run_dir: RunDir) -> None:
+        """Let the processes, which have ended the job in `run_dir` well, wait for another."""
+        self._waits_in = run_dir
+
+    def end_job(self) -> None:
+        """Have no process left, at once if they have something to do."""
+        job, self._job = self._job, None
+        waited_in, self._waits_in = self._waits_in, None
+        if job is None:
+            return
+        if waited_in is not None:
+            waited_in.direct(None)
+            job.wait(LEAVE_S)
+        if left := job.end(self.cancellation.is_urgent):
+            self._on_notice(f"processes of the job did not end when they were killed: {', '.join(map(str, left))}")
+
+    def dismiss(self) -> None:
+        """Have no process left, and let the devices go."""
+        try:
+            self.end_job()
+        finally:
+            self._trial = self._placement = None
+            self._lease.close()

@@ -1,0 +1,224 @@
+"""Folds of a trial that share processes train as each does by itself, and no better or worse for what came before."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpo.crew import Crew
+from hpo.trial import JobStatus, TrialResult, run_single_trial
+from tests.integration.conftest import ranks_under, run_hpo
+from tests.integration.test_strategies import DDP, FSDP, ONE, job, write_texts
+from training import main
+from training.config import JobConfig
+from training.errors import FailureKind
+from training.run_dir import Record, RunDir
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "one process": ("image_classification", ONE),
+    "one process, dropout": ("text_classification", {**ONE, "model.hidden_dropout_prob": 0.5}),
+    "one process, lightning, 16 bits": (
+        "language_modeling",
+        {**ONE, "training.engine": "lightning", "training.precision": "16-mixed"},
+    ),
+    "ddp, cached gradients": ("embedding", {**DDP, "gradient_cache.enabled": True, "gradient_cache.chunk_size": 4}),
+    "ddp by torchrun": ("image_classification", {**DDP, "distributed.launcher": "torchrun"}),
+    "fsdp, adapters, lightning": ("language_modeling", {**FSDP, "lora": {"r": 2}, "training.engine": "lightning"}),
+}
+OWN_TASK = """\
+import gc, os, weakref
+from training.tasks.image_classification import ImageClassification
+
+built = []
+
+class Own(ImageClassification):
+    def build_model(self, config, data):
+        print("process", os.getpid(), flush=True)
+        {code}
+        return super().build_model(config, data)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path / "texts.csv")
+    return tmp_path
+
+
+@pytest.fixture
+def own(place: Path) -> Callable[..., JobConfig]:
+    """A job of a task that runs some code before it builds its model."""
+
+    def make(code: str, **changes: Any) -> JobConfig:
+        (place / "own.py").write_text(OWN_TASK.format(code=code))
+        return job("image_classification", **{**ONE, **changes}).with_values({"task": "own:Own"})
+
+    return make
+
+
+def run_folds(config: JobConfig, trial: Path, crew: Crew | None, notices: list[str] | None = None) -> list[TrialResult]:
+    return [run_fold(config, trial, crew, fold, notices) for fold in range(3)]
+
+
+def run_fold(
+    config: JobConfig, trial: Path, crew: Crew | None, fold: int, notices: list[str] | None = None
+) -> TrialResult:
+    return run_single_trial(
+        config.with_values({"cross_validation.fold": fold}),
+        RunDir(trial / f"fold_{fold}"),
+        on_record=lambda record: False,
+        on_notice=(notices if notices is not None else []).append,
+        crew=crew,
+    )
+
+
+def story(run_dir: RunDir) -> list[Record]:
+    return [replace(record, time=0.0) for record in run_dir.records()]
+
+
+def process_of(result: TrialResult) -> str:
+    lines = (result.run_dir.logs / "rank_0.log").read_text().splitlines()
+    return next(line for line in lines if line.startswith("process "))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fold_is_the_same_to_the_bit_whatever_its_processes_did_before(kind: str, place: Path) -> None:
+    task, changes = KINDS[kind]
+    config = job(task, **changes)
+    with Crew(stays=True) as crew:
+        together = run_folds(config, place / "together", crew)
+    alone = run_folds(config, place / "alone", None)
+    assert {result.status for result in together + alone} == {JobStatus.COMPLETE}
+    assert [story(result.run_dir) for result in together] == [story(result.run_dir) for result in alone]
+    agents = [result.run_dir.log("agent").exists() for result in together]
+    assert agents == [True, False, False], "only the first one was started"
+    assert len({result.metrics["loss"] for result in together}) == 3
+
+
+def test_processes_stay_for_the_folds_of_a_trial_and_not_for_another(
+    own: Callable[..., JobConfig], place: Path
+) -> None:
+    with Crew(stays=True) as crew:
+        first = run_folds(own("pass"), place / "first", crew)
+        assert ranks_under(place / "first")
+        second = run_fold(own("pass"), place / "second", crew, 0)
+        assert not ranks_under(place / "first")
+        changed = run_fold(own("pass", **{"optimizer.lr": 0.5}), place / "second", crew, 1)
+    assert len({process_of(result) for result in first}) == 1
+    assert len({process_of(result) for result in (first[0], second, changed)}) == 3
+    assert not ranks_under(place)
+
+
+def test_a_model_is_gone_when_the_next_one_is_built(own: Callable[..., JobConfig], place: Path) -> None:
+    code = "alive = [each for each in built if each() is not None]; assert not alive, alive\n        "
+    code += "model = super().build_model(config, data); built.append(weakref.ref(model)); return model"
+    for strategy in (ONE, DDP):
+        with Crew(stays=True) as crew:
+            results = run_folds(own(code, **strategy), place / strategy["distributed.strategy"], crew)
+        assert [result.failure for result in results] == [None] * 3
+        assert not results[2].run_dir.log("agent").exists()
+
+
+@pytest.mark.parametrize("strategy", ["none", "ddp"])
+def test_processes_that_are_killed_while_they_wait_are_replaced(strategy: str, place: Path) -> None:
+    config = job("image_classification", **(DDP if strategy == "ddp" else ONE))
+    notices: list[str] = []
+    with Crew(stays=True) as crew:
+        run_fold(config, place / "trial", crew, 0, notices)
+        for process in ranks_under(place / "trial"):
+            process.kill()
+        result = run_fold(config, place / "trial", crew, 1, notices)
+    assert (result.status, result.world_size) == (JobStatus.COMPLETE, 2 if strategy == "ddp" else 1)
+    assert (result.run_dir.log("agent").exists(), notices) == (True, [])
+
+
+def test_processes_killed_at_the_moment_they_are_told_are_replaced(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, direct = job("image_classification", **ONE), RunDir.direct
+
+    def kill_then_direct(run_dir: RunDir, following: RunDir | None) -> bool:
+        if following is not None:
+            for process in ranks_under(place / "trial"):
+                process.send_signal(signal.SIGSTOP)
+        said = direct(run_dir, following)
+        if following is not None:
+            for process in ranks_under(place / "trial"):
+                process.kill()
+        return said
+
+    with Crew(stays=True) as crew:
+        run_fold(config, place / "trial", crew, 0)
+        monkeypatch.setattr(RunDir, "direct", kill_then_direct)
+        result = run_fold(config, place / "trial", crew, 1)
+        assert (result.status, crew.stays) == (JobStatus.COMPLETE, True)
+
+
+def test_a_task_that_cannot_be_used_twice_gets_a_process_a_fold_and_it_is_said(
+    own: Callable[..., JobConfig], place: Path
+) -> None:
+    config = own("assert not built, 'already registered'; built.append(1)")
+    notices: list[str] = []
+    with Crew(stays=True) as crew:
+        results = run_folds(config, place / "trial", crew, notices)
+    assert {result.status for result in results} == {JobStatus.COMPLETE}
+    assert len(notices) == 1
+    assert "resources.processes: per_fold" in notices[0] and "already registered" in notices[0]
+    assert not crew.stays
+
+
+def test_an_error_that_new_processes_make_as_well_is_the_fold_s_own(own: Callable[..., JobConfig], place: Path) -> None:
+    config = own("assert config.cross_validation.fold != 1, 'not this one'")
+    notices: list[str] = []
+    with Crew(stays=True) as crew:
+        results = run_folds(config, place / "trial", crew, notices)
+    failures = [result.failure for result in results]
+    assert failures[1] is not None and failures[1].kind is FailureKind.USER_CODE
+    assert (failures[0], failures[2], notices, crew.stays) == (None, None, [], True)
+
+
+def test_a_rank_that_nobody_tells_what_is_next_ends(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = RunDir(place / "fold_0")
+    run_dir.prepare(JobConfig(), is_last=False)
+    monkeypatch.setattr(main, "LINGER_S", 0.05)
+    monkeypatch.setenv("HPO_JOB_ID", "this")
+    assert main._where_next(run_dir) is None
+    assert not run_dir.direct(RunDir(place / "fold_1")), "it has left"
+
+
+def test_a_rank_that_was_started_by_hand_does_not_go_on_where_a_search_went(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = RunDir(place / "fold_0")
+    run_dir.prepare(JobConfig(), is_last=False)
+    run_dir.direct(RunDir(place / "fold_1"))
+    monkeypatch.delenv("HPO_JOB_ID", raising=False)
+    assert main._where_next(run_dir) is None
+    monkeypatch.setenv("HPO_JOB_ID", "this")
+    following = main._where_next(run_dir)
+    assert following is not None and following.path == place / "fold_1"
+
+
+def test_a_search_gives_the_same_scores_either_way(workplace: Path) -> None:
+    study = Path("studies/digits.yaml")
+    text, found = study.read_text(), []
+    in_turn = "devices_per_trial: 1, max_parallel_trials: 1, parallel_folds: off"
+    for processes in ("per_trial", "per_fold"):
+        study.write_text(f"{text}resources: {{processes: {processes}, {in_turn}}}\n")
+        run_hpo("sweep", "--study", "digits")
+        agents = len(list(Path("runs").glob("digits/trial_*/fold_*/logs/agent.log")))
+        with sqlite3.connect("runs/studies.db") as database:
+            found.append((agents, database.execute("select value from trial_values order by trial_id").fetchall()))
+        for file in Path("runs").glob("studies.db*"):
+            file.unlink()
+        os.rename("runs", f"runs_{processes}")
+    assert found[0][1] == found[1][1] and len(found[0][1]) == 2
+    assert (found[0][0], found[1][0]) == (2, 4)
