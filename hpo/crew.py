@@ -88,10 +88,14 @@ class Crew:
         waited_in, self._waits_in = self._waits_in, None
         if job is None:
             return
-        if waited_in is not None:
-            waited_in.direct(None)
-            job.wait(LEAVE_S)
-        if left := job.end(self.cancellation.is_urgent):
+        try:
+            if waited_in is not None:
+                with contextlib.suppress(OSError):  # a full disk
+                    waited_in.direct(None)
+                    job.wait(LEAVE_S)
+        finally:
+            left = job.end(self.cancellation.is_urgent)
+        if left:
             self._on_notice(f"processes of the job did not end when they were killed: {', '.join(map(str, left))}")
 
     def dismiss(self) -> None:

@@ -40,6 +40,7 @@ ALWAYS = (
     "torch.distributed.launcher.api",
     "training.distributed",
     "training.job",
+    "training.package_sources",
     "training.rendezvous",
 )
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "pandas", "scipy", "sqlalchemy")
