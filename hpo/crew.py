@@ -1,4 +1,4 @@
-"""The devices of a job and the processes on them, which stay from one fold of a trial to the next.
+"""The devices of a job and the processes on them (torchelastic's worker group), which stay for the folds of a trial.
 
 Only the first fold of a trial waits for imports, a process group and a GPU's context; nothing stays from one trial to
 another.
@@ -7,9 +7,9 @@ another.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from hpo.cancellation import NEVER, Cancellation
 from hpo.devices import Placement, detect_hardware
@@ -18,8 +18,8 @@ from hpo.leases import lease
 from training.config import JobConfig
 from training.run_dir import RunDir
 
-LEAVE_S = 2.0
-"""How long processes that have nothing to do may take to end by themselves."""
+LEAVE_S = 10.0
+"""How long processes may take to end by themselves; rank 0 may still delete checkpoints."""
 
 OnNotice = Callable[[str], None]
 
@@ -36,6 +36,8 @@ class Crew:
         """What jobs must have in common to share processes."""
         self._placement: Placement | None = None
         self._job: Job | None = None
+        self._launched: Placement | None = None
+        """Where its processes are."""
         self._waits_in: RunDir | None = None
         """Where the processes have trained and wait to be told what is next."""
         self._on_notice: OnNotice = lambda text: None
@@ -43,9 +45,7 @@ class Crew:
     def __enter__(self) -> Crew:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.dismiss()
 
     def place(self, config: JobConfig, run_dir: RunDir, on_notice: OnNotice) -> Placement:
@@ -58,7 +58,7 @@ class Crew:
                 lease(
                     config.distributed,
                     detect_hardware(),
-                    on_wait=lambda text: self._on_notice(text),
+                    on_wait=lambda text: self._on_notice(text),  # also when the lease ends, by then another job's
                     is_cancelled=self.cancellation.is_requested,
                 )
             )
@@ -73,9 +73,11 @@ class Crew:
     def start(self, config: JobConfig, run_dir: RunDir, placement: Placement) -> Job:
         """The processes of the job in `run_dir`: those that wait, or new ones. Raises OSError and LaunchCancelled."""
         before, self._waits_in = self._waits_in, None
-        if self._job is None or before is None or not before.direct(run_dir):
+        if self._job is None or before is None or placement != self._launched or not before.write_next(run_dir):
+            self._waits_in = before
             self.end_job()
             self._job = launch(config, run_dir, placement, self._on_notice, self.cancellation.is_requested)
+            self._launched = placement
         return self._job
 
     def keep(self, run_dir: RunDir) -> None:
@@ -91,12 +93,17 @@ class Crew:
         try:
             if waited_in is not None:
                 with contextlib.suppress(OSError):  # a full disk
-                    waited_in.direct(None)
-                    job.wait(LEAVE_S)
+                    waited_in.write_next(None)
+                    self._wait_for(job)
         finally:
             left = job.end(self.cancellation.is_urgent)
         if left:
             self._on_notice(f"processes of the job did not end when they were killed: {', '.join(map(str, left))}")
+
+    def _wait_for(self, job: Job) -> None:
+        deadline = time.monotonic() + LEAVE_S
+        while job.poll() is None and time.monotonic() < deadline and not self.cancellation.is_urgent():
+            job.wait(0.1)
 
     def dismiss(self) -> None:
         """Have no process left, and let the devices go."""

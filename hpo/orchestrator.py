@@ -281,7 +281,7 @@ class Sweep:
         def on_epoch(fold: int, epoch: int, value: float) -> str:
             step = self._axis.step(fold, epoch)
             try:
-                if step not in values:  # as of a fold that is run again
+                if step not in values:  # or it did so in the first attempt of a fold
                     trial.report(value, step)
             except UpdateFinishedTrialError:
                 return "it was ended from outside"

@@ -1,12 +1,12 @@
 """``run_single_trial``: one training job from a resolved configuration to a TrialResult. Everything trains through it.
 
-lease devices -> prepare run dir -> launch -> follow (report, stop) -> collect -> nothing left behind
-
-The folds of a trial may share devices and processes, which a Crew keeps for them.
+lease devices -> prepare run dir -> launch -> follow (report, stop) -> collect -> end its processes, or keep
+them for the next fold of the trial (Crew)
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,9 +24,9 @@ from training.run_dir import Event, Record, RunDir, Tail
 
 POLL_INTERVAL_S = 0.05
 LOG_TAIL_BYTES = 4000
-BY_ANOTHER_FOLD = {FailureKind.OOM, FailureKind.USER_CODE, FailureKind.INFRASTRUCTURE}
-"""What a fold may fail of because of what an earlier one left in its processes."""
-ENDED_JUST_THEN = {FailureKind.SIGNAL, FailureKind.LAUNCH}
+LEFT_BEHIND = {FailureKind.OOM, FailureKind.USER_CODE}
+"""What a fold may fail of because of what an earlier one has left in its processes."""
+ENDED_JUST_THEN = {FailureKind.SIGNAL, FailureKind.LAUNCH, FailureKind.INFRASTRUCTURE}
 """What it looks like when processes that wait for a fold are killed."""
 _FAILED_STARTS: set[tuple[str, int]] = set()
 """Backends and numbers of ranks whose start failed in this process: it is not tried again for every fold."""
@@ -75,47 +75,47 @@ def run_single_trial(
     A distributed job that cannot start is run again as one process, and `on_notice` hears why. A failure of the job is
     a result, not an exception; an exception raised meanwhile (Ctrl-C, a callback's) ends the job's processes first.
     Raises DeviceError, OSError (a full disk), and JobCancelled soon after the crew's cancellation asks for it. Called
-    by the orchestrator, on a thread that lives as long as the job.
+    by the orchestrator, on a thread that lives as long as the crew's processes.
     """
-    if crew is None:
-        with Crew() as own:
-            return run_single_trial(config, run_dir, on_record=on_record, on_notice=on_notice, crew=own, resume=resume)
-    try:
-        placement = crew.place(config, run_dir, on_notice)
-        return _run(config, run_dir, placement, _Parties(on_record, on_notice, crew), resume=resume)
-    except BaseException as error:
-        crew.dismiss()
-        if isinstance(error, LeaseCancelled | LaunchCancelled):
-            raise JobCancelled from error
-        raise
+    with contextlib.nullcontext(crew) if crew else Crew() as crew:
+        try:
+            placement = crew.place(config, run_dir, on_notice)
+            return _run(_Order(config, run_dir, on_record, on_notice, crew, resume), placement)
+        except BaseException as error:
+            crew.dismiss()
+            if isinstance(error, LeaseCancelled | LaunchCancelled):
+                raise JobCancelled from error
+            raise
 
 
 @dataclass(frozen=True, slots=True)
-class _Parties:
-    """Who hears of a job, and who does it."""
+class _Order:
+    """A job to be done, who hears of it and who does it."""
 
+    config: JobConfig
+    run_dir: RunDir
     on_record: OnRecord
     on_notice: OnNotice
     crew: Crew
+    resume: bool
 
 
-def _run(config: JobConfig, run_dir: RunDir, placement: Placement, parties: _Parties, *, resume: bool) -> TrialResult:
-    on_notice, was_warm = parties.on_notice, parties.crew.is_warm
+def _run(order: _Order, placement: Placement) -> TrialResult:
     for finding in placement.notices:
-        on_notice(str(finding))
-    alone = _alone(config, placement)
-    attempted = (config.distributed.backend, placement.world_size)
+        order.on_notice(str(finding))
+    order = replace(order, on_record=_telling(order, placement))
+    alone, was_warm = _alone(order.config, placement), order.crew.is_warm
+    attempted = (order.config.distributed.backend, placement.world_size)
     if attempted in _FAILED_STARTS:
         placement = alone
-    parties = replace(parties, on_record=_telling(run_dir, placement, parties))
-    result = _attempt(config, run_dir, placement, parties, resume=resume)
-    if was_warm and result.failure is not None and result.failure.kind in {*BY_ANOTHER_FOLD, *ENDED_JUST_THEN}:
-        result = _attempt_again(result, config, placement, parties, resume=resume)
+    result = _attempt(order, placement)
+    if was_warm and result.failure and _may_come_from_before(result.failure, order.run_dir):
+        result = _attempt_again(order, placement, result.failure)
     if placement.world_size > 1 and placement.num_nodes == 1 and _did_not_start(result):
         assert result.failure is not None
         _FAILED_STARTS.add(attempted)
-        on_notice(f"the distributed start failed, falling back to one process: {result.failure.message}")
-        result = _attempt(config, run_dir, alone, parties, resume=resume)
+        order.on_notice(f"the distributed start failed, falling back to one process: {result.failure.message}")
+        result = _attempt(order, alone)
     return result
 
 
@@ -127,42 +127,49 @@ def _alone(config: JobConfig, placement: Placement) -> Placement:
     return replace(placement, world_size=1, num_nodes=1, gpus=placement.gpus[:1], threads_per_rank=threads)
 
 
-def _telling(run_dir: RunDir, placement: Placement, parties: _Parties) -> OnRecord:
+def _telling(order: _Order, placement: Placement) -> OnRecord:
     """The listener, and what rank 0 found before its first step is told when it starts."""
 
     def tell(record: Record) -> bool:
         if record.event is Event.START:
-            for finding in run_dir.load_findings():
+            for finding in order.run_dir.load_findings():
                 if finding not in placement.notices:
-                    parties.on_notice(str(finding))
-        return parties.on_record(record)
+                    order.on_notice(str(finding))
+        return order.on_record(record)
 
     return tell
 
 
-def _attempt_again(
-    result: TrialResult, config: JobConfig, placement: Placement, parties: _Parties, *, resume: bool
-) -> TrialResult:
-    """In new processes, when those that failed had trained another fold, which may be why."""
-    again = _attempt(config, result.run_dir, placement, parties, resume=resume)
-    if again.failure is None and result.failure is not None and result.failure.kind in BY_ANOTHER_FOLD:
-        parties.crew.stays = False
-        parties.crew.end_job()
-        parties.on_notice(
-            "a fold failed in processes that had trained another one, but not in new ones; each fold gets its own from"
-            f" now on, as with resources.processes: per_fold: {result.failure.message}"
+def _may_come_from_before(failure: Failure, run_dir: RunDir) -> bool:
+    """Whether a job can have failed because its processes had trained another fold, or were gone when it began."""
+    has_begun = bool(run_dir.records())
+    return failure.kind in LEFT_BEHIND or (failure.kind in ENDED_JUST_THEN and not has_begun)
+
+
+def _attempt_again(order: _Order, placement: Placement, failure: Failure) -> TrialResult:
+    """In new processes."""
+    if failure.kind in LEFT_BEHIND:
+        order.on_notice(
+            f"{order.run_dir.path.name} failed in processes that had trained another fold; it is tried again in new"
+            f" ones: {failure.message}"
         )
-    return again
+    result = _attempt(order, placement)
+    if result.failure is None and failure.kind in LEFT_BEHIND:
+        order.crew.stays = False
+        order.crew.end_job()
+        order.on_notice(
+            "that helped, so each fold gets new processes from now on, as with resources.processes: per_fold"
+        )
+    return result
 
 
-def _attempt(
-    config: JobConfig, run_dir: RunDir, placement: Placement, parties: _Parties, *, resume: bool
-) -> TrialResult:
-    _prepare(config, run_dir, placement, parties, resume=resume)
+def _attempt(order: _Order, placement: Placement) -> TrialResult:
+    run_dir = order.run_dir
+    _prepare(order, placement)
     started, outcome = time.monotonic(), None
     try:
-        config.batch_plan(placement.world_size)
-        exit_status = _follow(config, run_dir, placement, parties)
+        order.config.batch_plan(placement.world_size)
+        exit_status = _follow(order, placement)
         outcome = run_dir.load_result()  # a written result counts, however the processes ended afterwards
         failure = None if outcome else run_dir.load_error() or _unexplained(run_dir, placement, exit_status)
     except TrainingError as error:  # a batch that cannot be shared; a record that a full disk cut off
@@ -179,42 +186,44 @@ def _attempt(
     )
 
 
-def _prepare(config: JobConfig, run_dir: RunDir, placement: Placement, parties: _Parties, *, resume: bool) -> None:
-    run_dir.prepare(config, resume=resume, is_last=placement.num_nodes > 1 or not parties.crew.stays)
-    run_dir.add_findings(placement.notices)
+def _prepare(order: _Order, placement: Placement) -> None:
+    order.run_dir.prepare(order.config, resume=order.resume, is_last=not order.crew.stays)
+    order.run_dir.add_findings(placement.notices)
     if placement.num_nodes > 1:
-        others = (
-            "the other machine" if placement.num_nodes == 2 else f"each of the other {placement.num_nodes - 1} machines"
-        )
-        command = command_line(run_dir, placement)
-        parties.on_notice(f"start this on {others} within 10 minutes, from this folder: {command}")
+        others = f"each of the other {placement.num_nodes - 1} machines"
+        others = "the other machine" if placement.num_nodes == 2 else others
+        command = command_line(order.run_dir, placement)
+        order.on_notice(f"start this on {others} within 10 minutes, from this folder: {command}")
 
 
-def _follow(config: JobConfig, run_dir: RunDir, placement: Placement, parties: _Parties) -> int:
+def _follow(order: _Order, placement: Placement) -> int:
     """Have the job start, and pass on every record until it is gone, or its processes wait for another one.
 
-    Asks it to stop when a listener says so. Returns the exit status of its processes.
+    Asks it to stop when the listener says so. Returns the exit status of its processes.
     """
+    run_dir, crew = order.run_dir, order.crew
     # What was recorded before is that of the part which a resumed job does not repeat.
     tail = Tail(run_dir, offset=run_dir.metrics.stat().st_size if run_dir.metrics.exists() else 0)
-    crew, is_running, waits = parties.crew, True, False
+    is_running, waits = True, False
     with Watch(run_dir.path) as watch:
-        job = crew.start(config, run_dir, placement)
+        job = crew.start(order.config, run_dir, placement)
         try:
             while is_running and not waits:
                 job.wait(POLL_INTERVAL_S, watch.descriptor)
                 watch.clear()
-                is_running = (
-                    job.poll() is None
-                )  # looked at before the last read, so nothing written meanwhile is missed
+                # Looked at before the last read, so nothing written meanwhile is missed.
+                is_running = job.poll() is None
                 waits = is_running and crew.stays and run_dir.result.exists()
                 for record in tail.read():
-                    if parties.on_record(record):
+                    if order.on_record(record):
                         run_dir.request_stop()
                 if crew.cancellation.is_requested():
                     raise JobCancelled
         finally:
-            crew.keep(run_dir) if waits else crew.end_job()
+            if waits:
+                crew.keep(run_dir)
+            else:
+                crew.end_job()
     return job.poll() or 0
 
 

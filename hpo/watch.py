@@ -6,10 +6,9 @@ import contextlib
 import ctypes
 import os
 from pathlib import Path
-from types import TracebackType
 
 _IN_MOVED_TO = 0x80
-"""Files that appear at once and whole do so by a rename."""
+"""Whole files appear by a rename (but for `next` and `error.json`, which come by a link)."""
 
 
 class Watch:
@@ -33,9 +32,7 @@ class Watch:
     def __enter__(self) -> Watch:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None

@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from training.process import (
     die_with_parent,
@@ -26,9 +25,6 @@ from training.process import (
     redirect_output,
 )
 from training.run_dir import JOB_ID, RunDir
-
-if TYPE_CHECKING:
-    from training.distributed import RunContext
 
 LINGER_S = 60.0
 """How long a rank that is done waits to be told where to go on."""
@@ -46,49 +42,43 @@ def run_rank_here(run_dir: RunDir) -> None:
     rank = rank_from_environment()
     redirect_output(run_dir.log(f"rank_{rank}"))
     try:
-        with _joined(run_dir) as context:
-            _train(run_dir, context)
+        with _joined(run_dir) as train:
+            train(run_dir)
             while following := _where_next(run_dir):
                 run_dir = following
                 redirect_output(run_dir.log(f"rank_{rank}"))
-                _train(run_dir, context)
+                train(run_dir)
     except BaseException as error:  # sys.exit of a user's code, too
         fail(run_dir, error, rank=rank)
 
 
 @contextmanager
-def _joined(run_dir: RunDir) -> Iterator[RunContext]:
-    """Join the other ranks of the job, and of those that follow."""
+def _joined(run_dir: RunDir) -> Iterator[Callable[[RunDir], None]]:
+    """Join the other ranks. Gives what trains in a run directory and leaves the result there. All ranks."""
     # Imported here, so that a broken installation is a failure with a traceback in error.json like any other.
     with no_garbage_collection():
         import torch
 
         from training.distributed import run_context
-        from training.job import run_job  # noqa: F401 - now, without garbage collection
+        from training.job import run_job
 
     if threads := os.environ.get("OMP_NUM_THREADS"):  # read at the import, which a forked rank did not do
         torch.set_num_threads(int(threads))
     with run_context(run_dir.load_config(), is_last=True) as context:
-        yield context
-
-
-def _train(run_dir: RunDir, context: RunContext) -> None:
-    """Train, and leave the result before the process group is closed. All ranks."""
-    from training.job import run_job
-
-    run_job(run_dir, run_dir.load_config(), context)
+        yield lambda run_dir: run_job(run_dir, run_dir.load_config(), context)
 
 
 def _where_next(run_dir: RunDir) -> RunDir | None:
     """Wait to be told where to go on, if somebody follows this job who could tell. All ranks are told the same."""
     if JOB_ID not in os.environ:
         return None
-    if not run_dir.next.exists():
+    is_told = run_dir.next.exists()
+    if not is_told or run_dir.load_next():  # what is left now, the next job would keep for good
         forget_training()
     deadline = time.monotonic() + LINGER_S
     while not run_dir.next.exists():
         if time.monotonic() > deadline:
-            run_dir.direct(None)
+            run_dir.write_next(None)
         time.sleep(0.001)
     return run_dir.load_next()
 

@@ -84,7 +84,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def forget_training() -> None:
-    """Give back what a training that is over held, so that the next one finds this process as that one did."""
+    """Give back the memory of a training that is over, and forget what was compiled for it."""
     import torch
 
     gc.collect()  # a model wrapped for several ranks is part of a cycle

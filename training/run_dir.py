@@ -160,7 +160,7 @@ class RunDir:
     def prepare(self, config: JobConfig, *, resume: bool = False, is_last: bool = True) -> None:
         """Write the configuration and clear what an earlier attempt left; `resume` keeps its checkpointed epochs.
 
-        Unless it `is_last`, the job's processes wait at its end until they are told where to go on (``direct``).
+        Unless it `is_last`, the job's processes wait at its end until they are told where to go on (``write_next``).
         """
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.logs.mkdir(exist_ok=True)
@@ -174,7 +174,7 @@ class RunDir:
         for leftover in (self.stop, self.next, self.result, self.error, self.findings, self.plan):
             leftover.unlink(missing_ok=True)
         if is_last:
-            self.direct(None)
+            self.write_next(None)
         write_atomically(self.config, dump_yaml(config.model_dump()).encode())
 
     def checkpoint(self, epoch: int) -> Path:
@@ -202,8 +202,8 @@ class RunDir:
         """Ask the job to leave at the next point where rank 0 looks."""
         self.stop.touch()
 
-    def direct(self, following: RunDir | None) -> bool:
-        """Say where the job's processes go on, unless it was said before. Returns whether it is as said now."""
+    def write_next(self, following: RunDir | None) -> bool:
+        """Say where the job's processes go on, unless it was said before. Returns whether this call said it."""
         return _write_once(self.next, os.fsencode(following.path) if following else b"")
 
     def load_next(self) -> RunDir | None:

@@ -72,8 +72,8 @@ class Job:
         """Exit status of the agent, or None while it runs."""
         return self._process.poll()
 
-    def wait(self, timeout_s: float, watch: int | None = None) -> None:
-        """Return when the agent has ended or the descriptor `watch` is readable, at once, or after `timeout_s`."""
+    def wait(self, timeout_s: float, also: int | None = None) -> None:
+        """Return when the agent has ended or the descriptor `also` is readable, at once, or after `timeout_s`."""
         if self.poll() is not None:
             return
         try:
@@ -82,11 +82,10 @@ class Job:
             time.sleep(min(timeout_s, 0.02))
             return
         try:
-            heard = select.poll()
-            heard.register(descriptor, select.POLLIN)
-            if watch is not None:
-                heard.register(watch, select.POLLIN)
-            heard.poll(timeout_s * 1000)
+            poller = select.poll()
+            for each in (descriptor,) if also is None else (descriptor, also):
+                poller.register(each, select.POLLIN)
+            poller.poll(timeout_s * 1000)
         finally:
             os.close(descriptor)
 

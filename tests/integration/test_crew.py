@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 
 from hpo.crew import Crew
+from hpo.launchers import Job
 from hpo.trial import JobStatus, TrialResult, run_single_trial
+from hpo.watch import Watch
 from tests.integration.conftest import ranks_under, run_hpo
 from tests.integration.test_strategies import DDP, FSDP, ONE, job, write_texts
 from training import main
@@ -33,7 +36,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "fsdp, adapters, lightning": ("language_modeling", {**FSDP, "lora": {"r": 2}, "training.engine": "lightning"}),
 }
 OWN_TASK = """\
-import gc, os, weakref
+import os, weakref
 from training.tasks.image_classification import ImageClassification
 
 built = []
@@ -112,6 +115,10 @@ def test_processes_stay_for_the_folds_of_a_trial_and_not_for_another(
         second = run_fold(own("pass"), place / "second", crew, 0)
         assert not ranks_under(place / "first")
         changed = run_fold(own("pass", **{"optimizer.lr": 0.5}), place / "second", crew, 1)
+    assert (first[0].run_dir.next.read_bytes(), changed.run_dir.next.read_bytes()) == (
+        bytes(first[1].run_dir.path),
+        b"",
+    )
     assert len({process_of(result) for result in first}) == 1
     assert len({process_of(result) for result in (first[0], second, changed)}) == 3
     assert not ranks_under(place)
@@ -143,23 +150,23 @@ def test_processes_that_are_killed_while_they_wait_are_replaced(strategy: str, p
 def test_processes_killed_at_the_moment_they_are_told_are_replaced(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, direct = job("image_classification", **ONE), RunDir.direct
+    config, write_next, said = job("image_classification", **ONE), RunDir.write_next, list[bool]()
 
-    def kill_then_direct(run_dir: RunDir, following: RunDir | None) -> bool:
-        if following is not None:
-            for process in ranks_under(place / "trial"):
-                process.send_signal(signal.SIGSTOP)
-        said = direct(run_dir, following)
-        if following is not None:
-            for process in ranks_under(place / "trial"):
-                process.kill()
-        return said
+    def write_and_kill(run_dir: RunDir, following: RunDir | None) -> bool:
+        if following is None:
+            return write_next(run_dir, None)
+        for process in ranks_under(place / "trial"):
+            process.send_signal(signal.SIGSTOP)
+        said.append(write_next(run_dir, following))
+        for process in ranks_under(place / "trial"):
+            process.kill()
+        return said[-1]
 
     with Crew(stays=True) as crew:
         run_fold(config, place / "trial", crew, 0)
-        monkeypatch.setattr(RunDir, "direct", kill_then_direct)
+        monkeypatch.setattr(RunDir, "write_next", write_and_kill)
         result = run_fold(config, place / "trial", crew, 1)
-        assert (result.status, crew.stays) == (JobStatus.COMPLETE, True)
+        assert (result.status, crew.stays, said) == (JobStatus.COMPLETE, True, [True])
 
 
 def test_a_task_that_cannot_be_used_twice_gets_a_process_a_fold_and_it_is_said(
@@ -170,8 +177,8 @@ def test_a_task_that_cannot_be_used_twice_gets_a_process_a_fold_and_it_is_said(
     with Crew(stays=True) as crew:
         results = run_folds(config, place / "trial", crew, notices)
     assert {result.status for result in results} == {JobStatus.COMPLETE}
-    assert len(notices) == 1
-    assert "resources.processes: per_fold" in notices[0] and "already registered" in notices[0]
+    assert len(notices) == 2
+    assert "already registered" in notices[0] and "resources.processes: per_fold" in notices[1]
     assert not crew.stays
 
 
@@ -182,7 +189,48 @@ def test_an_error_that_new_processes_make_as_well_is_the_fold_s_own(own: Callabl
         results = run_folds(config, place / "trial", crew, notices)
     failures = [result.failure for result in results]
     assert failures[1] is not None and failures[1].kind is FailureKind.USER_CODE
-    assert (failures[0], failures[2], notices, crew.stays) == (None, None, [], True)
+    assert (failures[0], failures[2], crew.stays) == (None, None, True)
+    assert [notice.partition(":")[2] for notice in notices] == [" AssertionError: not this one"]
+    log = (results[1].run_dir.logs / "rank_0.log").read_text()
+    assert len({line for line in log.splitlines() if line.startswith("process ")}) == 2
+
+
+def test_processes_that_are_told_that_nothing_follows_leave_by_themselves(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, statuses = Job.end, list[int | None]()
+
+    def look_first(job: Job, *arguments: Any) -> list[int]:
+        statuses.append(job.poll())
+        return end(job, *arguments)
+
+    monkeypatch.setattr(Job, "end", look_first)
+    with Crew(stays=True) as crew:
+        run_fold(job("image_classification", **DDP), place / "trial", crew, 0)
+    assert statuses == [0]
+
+
+def test_memory_is_given_back_also_when_the_next_job_is_known_at_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(main, "forget_training", lambda: calls.append(1))
+    monkeypatch.setenv("HPO_JOB_ID", "this")
+    run_dir = RunDir(place / "fold_0")
+    for following, expected in ((RunDir(place / "fold_1"), [1]), (None, [])):
+        calls.clear()
+        run_dir.prepare(JobConfig(), is_last=False)
+        run_dir.write_next(following)
+        main._where_next(run_dir)
+        assert calls == expected
+
+
+def test_a_job_is_followed_where_nothing_is_heard_of_files(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watch, "__init__", lambda watch, folder: setattr(watch, "descriptor", None))
+    with Crew(stays=True) as crew:
+        results = run_folds(job("image_classification", **ONE), place / "trial", crew)
+    assert [result.status for result in results] == [JobStatus.COMPLETE] * 3
+    assert not results[2].run_dir.log("agent").exists()
 
 
 def test_a_rank_that_nobody_tells_what_is_next_ends(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +239,7 @@ def test_a_rank_that_nobody_tells_what_is_next_ends(place: Path, monkeypatch: py
     monkeypatch.setattr(main, "LINGER_S", 0.05)
     monkeypatch.setenv("HPO_JOB_ID", "this")
     assert main._where_next(run_dir) is None
-    assert not run_dir.direct(RunDir(place / "fold_1")), "it has left"
+    assert not run_dir.write_next(RunDir(place / "fold_1")), "it has left"
 
 
 def test_a_rank_that_was_started_by_hand_does_not_go_on_where_a_search_went(
@@ -199,7 +247,7 @@ def test_a_rank_that_was_started_by_hand_does_not_go_on_where_a_search_went(
 ) -> None:
     run_dir = RunDir(place / "fold_0")
     run_dir.prepare(JobConfig(), is_last=False)
-    run_dir.direct(RunDir(place / "fold_1"))
+    run_dir.write_next(RunDir(place / "fold_1"))
     monkeypatch.delenv("HPO_JOB_ID", raising=False)
     assert main._where_next(run_dir) is None
     monkeypatch.setenv("HPO_JOB_ID", "this")
@@ -215,10 +263,8 @@ def test_a_search_gives_the_same_scores_either_way(workplace: Path) -> None:
         study.write_text(f"{text}resources: {{processes: {processes}, {in_turn}}}\n")
         run_hpo("sweep", "--study", "digits")
         agents = len(list(Path("runs").glob("digits/trial_*/fold_*/logs/agent.log")))
-        with sqlite3.connect("runs/studies.db") as database:
+        with closing(sqlite3.connect("runs/studies.db")) as database:
             found.append((agents, database.execute("select value from trial_values order by trial_id").fetchall()))
-        for file in Path("runs").glob("studies.db*"):
-            file.unlink()
         os.rename("runs", f"runs_{processes}")
     assert found[0][1] == found[1][1] and len(found[0][1]) == 2
     assert (found[0][0], found[1][0]) == (2, 4)

@@ -204,7 +204,7 @@ def test_jobs_share_a_server_and_nothing_else(by_fork: JobConfig, folder: Path) 
 
 
 def test_a_server_has_jobs_of_one_rank_and_of_several_in_any_order(by_fork: JobConfig, folder: Path) -> None:
-    """The one process of a job does what an agent with ranks must not have done: after a backward it has none."""
+    """A job of one rank does a backward in its agent, which may have no ranks after that; agents of later jobs may."""
     kinds = ["one process", "one process", "two ranks", "two ranks", "one process", "two ranks", "one process"]
     results = [run(by_fork.with_values(RANKS[kind]), folder) for kind in kinds]
     assert {result.status for result in results} == {JobStatus.COMPLETE}

@@ -1,4 +1,4 @@
-"""A watch hears of whole files, and where it hears nothing the job is followed all the same."""
+"""A watch hears of whole files, or of nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpo.watch import Watch
 
 def heard(watch: Watch) -> bool:
     assert watch.descriptor is not None
-    return bool(select.select([watch.descriptor], [], [], 0.2)[0])
+    return bool(select.select([watch.descriptor], [], [], 0)[0])
 
 
 def test_it_hears_of_a_file_that_was_renamed_into_the_folder_and_not_of_one_that_grows(tmp_path: Path) -> None:
