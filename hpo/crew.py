@@ -40,6 +40,8 @@ class Crew:
         """Where its processes are."""
         self._waits_in: RunDir | None = None
         """Where the processes have trained and wait to be told what is next."""
+        self.went_on = False
+        """Whether the processes of the last job had trained another before."""
         self._on_notice: OnNotice = lambda text: None
 
     def __enter__(self) -> Crew:
@@ -65,15 +67,11 @@ class Crew:
             self._trial = trial
         return self._placement
 
-    @property
-    def is_warm(self) -> bool:
-        """Whether there are processes that wait for a job."""
-        return self._waits_in is not None
-
     def start(self, config: JobConfig, run_dir: RunDir, placement: Placement) -> Job:
         """The processes of the job in `run_dir`: those that wait, or new ones. Raises OSError and LaunchCancelled."""
         before, self._waits_in = self._waits_in, None
-        if self._job is None or before is None or placement != self._launched or not before.write_next(run_dir):
+        self.went_on = before is not None and placement == self._launched and before.write_next(run_dir)
+        if self._job is None or not self.went_on:
             self._waits_in = before
             self.end_job()
             self._job = launch(config, run_dir, placement, self._on_notice, self.cancellation.is_requested)

@@ -45,8 +45,9 @@ class Slots:
         """Run `job`, where another of its trial has just ended or in a new slot; its events are heard from now on."""
         for slot in self._slots:
             if slot.is_idle and slot.job.label.trial == job.label.trial:
-                slot.job, slot.is_idle = job, False
+                slot.job = job
                 slot.next.put(job)
+                slot.is_idle = False
                 return
         slot = _Slot(job)
         thread = threading.Thread(target=self._run, args=(slot,), name=str(job.label), daemon=True)
@@ -57,8 +58,8 @@ class Slots:
         """End the slots that got no other job, with their processes."""
         for slot in self._slots:
             if slot.is_idle:
-                slot.is_idle = False
                 slot.next.put(None)
+                slot.is_idle = False
 
     def hear(self) -> Event | None:
         """Wait for the next event; None when a slot has ended. Raises the error that ended it."""
@@ -67,8 +68,11 @@ class Slots:
             interruption.raise_lost()
             with contextlib.suppress(Empty):
                 heard = self._heard.get(timeout=0.5)
+            if heard is None and self._cancellation.is_requested():  # Ctrl-C may have taken the last word of a thread
+                heard = next((slot for slot, thread in self._slots.items() if not thread.is_alive()), None)
         if isinstance(heard, _Slot):
-            self._slots.pop(heard).join()
+            if thread := self._slots.pop(heard, None):
+                thread.join()
             if heard.error:
                 raise heard.error
             return None
@@ -79,8 +83,6 @@ class Slots:
     def cancel(self, *, at_once: bool = False) -> None:
         """Have every job end without a result, or be killed `at_once`; what they still tell is to be heard."""
         self._cancellation.request(at_once=at_once)
-        for slot in self._slots:
-            slot.next.put(None)  # heard by one that waits, now or when its job has ended
 
     def _run(self, slot: _Slot) -> None:
         job: Job | None = slot.job
@@ -90,10 +92,17 @@ class Slots:
                     run_job(job, self._heard.put, crew=crew)
                     if not crew.stays:
                         self._crews_stay = False
-                    job = slot.next.get()
+                    job = self._next(slot)
         except JobCancelled:
             pass
         except Exception as error:
             slot.error = error
         finally:
             self._heard.put(slot)
+
+    def _next(self, slot: _Slot) -> Job | None:
+        """Wait for what the slot is to do, or for the end of everything: Ctrl-C may have taken the word of either."""
+        while not self._cancellation.is_requested():
+            with contextlib.suppress(Empty):
+                return slot.next.get(timeout=0.1)
+        return None

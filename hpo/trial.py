@@ -24,7 +24,7 @@ from training.run_dir import Event, Record, RunDir, Tail
 
 POLL_INTERVAL_S = 0.05
 LOG_TAIL_BYTES = 4000
-LEFT_BEHIND = {FailureKind.OOM, FailureKind.USER_CODE}
+LEFT_BEHIND = {FailureKind.OOM, FailureKind.USER_CODE, FailureKind.DATA, FailureKind.CONFIG}
 """What a fold may fail of because of what an earlier one has left in its processes."""
 ENDED_JUST_THEN = {FailureKind.SIGNAL, FailureKind.LAUNCH, FailureKind.INFRASTRUCTURE}
 """What it looks like when processes that wait for a fold are killed."""
@@ -104,12 +104,12 @@ def _run(order: _Order, placement: Placement) -> TrialResult:
     for finding in placement.notices:
         order.on_notice(str(finding))
     order = replace(order, on_record=_telling(order, placement))
-    alone, was_warm = _alone(order.config, placement), order.crew.is_warm
+    alone = _alone(order.config, placement)
     attempted = (order.config.distributed.backend, placement.world_size)
     if attempted in _FAILED_STARTS:
         placement = alone
     result = _attempt(order, placement)
-    if was_warm and result.failure and _may_come_from_before(result.failure, order.run_dir):
+    if order.crew.went_on and result.failure and _may_come_from_before(result.failure, order.run_dir):
         result = _attempt_again(order, placement, result.failure)
     if placement.world_size > 1 and placement.num_nodes == 1 and _did_not_start(result):
         assert result.failure is not None
@@ -186,8 +186,13 @@ def _attempt(order: _Order, placement: Placement) -> TrialResult:
     )
 
 
+def _may_follow(order: _Order, placement: Placement) -> bool:
+    """Whether the processes wait for another job."""
+    return order.crew.stays and placement.num_nodes == 1
+
+
 def _prepare(order: _Order, placement: Placement) -> None:
-    order.run_dir.prepare(order.config, resume=order.resume, is_last=not order.crew.stays)
+    order.run_dir.prepare(order.config, resume=order.resume, is_last=not _may_follow(order, placement))
     order.run_dir.add_findings(placement.notices)
     if placement.num_nodes > 1:
         others = f"each of the other {placement.num_nodes - 1} machines"
@@ -213,7 +218,7 @@ def _follow(order: _Order, placement: Placement) -> int:
                 watch.clear()
                 # Looked at before the last read, so nothing written meanwhile is missed.
                 is_running = job.poll() is None
-                waits = is_running and crew.stays and run_dir.result.exists()
+                waits = is_running and _may_follow(order, placement) and run_dir.result.exists()
                 for record in tail.read():
                     if order.on_record(record):
                         run_dir.request_stop()

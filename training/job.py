@@ -35,6 +35,7 @@ class Job:
 def build_job(config: JobConfig, context: RunContext) -> Job:
     """Prepare the data and say how the model is made. All ranks. Raises ConfigError and DataError."""
     task = load_task(config.task)
+    seed_everything(config.seed)  # or what a task draws would depend on what this process did before
     data = task.prepare(config)
 
     def build_model() -> TrainingModule:

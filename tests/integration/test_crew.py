@@ -225,6 +225,35 @@ def test_memory_is_given_back_also_when_the_next_job_is_known_at_once(
         assert calls == expected
 
 
+def test_what_a_task_draws_does_not_depend_on_the_fold_before(own: Callable[..., JobConfig], place: Path) -> None:
+    config = own("pass")
+    source = Path("own.py").read_text() + (
+        "    def prepare(self, config):\n"
+        "        import random, numpy, torch\n"
+        "        print('drawn', random.random(), numpy.random.rand(), torch.rand(1).item(), flush=True)\n"
+        "        return super().prepare(config)\n"
+        "import torch; torch.manual_seed(7)\n"
+    )
+    Path("own.py").write_text(source)
+    with Crew(stays=True) as crew:
+        results = [run_fold(config, place / "together", crew, fold) for fold in range(2)]
+    results.append(run_fold(config, place / "alone", None, 1))
+    logs = [(result.run_dir.logs / "rank_0.log").read_text().splitlines() for result in results]
+    drawn = [[line for line in log if line.startswith("drawn ")] for log in logs]
+    assert drawn[0] == drawn[1] == drawn[2] and len(drawn[0]) == 1
+    assert not results[1].run_dir.log("agent").exists()
+
+
+def test_processes_that_left_before_they_were_told_are_not_blamed(own: Callable[..., JobConfig], place: Path) -> None:
+    config = own("assert config.cross_validation.fold != 1, 'not this one'")
+    notices: list[str] = []
+    with Crew(stays=True) as crew:
+        first = run_fold(config, place / "trial", crew, 0, notices)
+        first.run_dir.write_next(None)  # as a rank that waited for too long
+        assert run_fold(config, place / "trial", crew, 1, notices).status is JobStatus.FAILED
+        assert (notices, crew.went_on) == ([], False)
+
+
 def test_a_job_is_followed_where_nothing_is_heard_of_files(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Watch, "__init__", lambda watch, folder: setattr(watch, "descriptor", None))
     with Crew(stays=True) as crew:

@@ -103,6 +103,17 @@ def test_a_cancelled_slot_that_has_nothing_to_do_ends(crews: Crews) -> None:
     end(slots)
 
 
+@pytest.mark.parametrize("lost", [JobFinished, type(None)])
+def test_a_word_that_ctrl_c_took_is_not_waited_for_when_all_is_cancelled(crews: Crews, lost: type) -> None:
+    slots = Slots(crews_stay=True)
+    slots.start(job(1, 0))
+    assert isinstance(slots._heard.get(), JobFinished)
+    slots.cancel()
+    if lost is not JobFinished:
+        slots._heard.get()
+    end(slots)
+
+
 def test_crews_that_cannot_share_are_followed_by_crews_that_do_not(crews: Crews) -> None:
     slots = Slots(crews_stay=True)
     crews.ends_sharing = True
