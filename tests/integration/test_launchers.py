@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -338,8 +339,9 @@ def test_the_store_of_a_job_listens_on_the_loopback_interface_only(by_fork: JobC
     def look(record: Record) -> bool:
         if record.event is Event.EVALUATE:
             for process in ranks_under(folder):
-                found = process.net_connections("inet")
-                listening.update(each.laddr.ip for each in found if each.status == psutil.CONN_LISTEN)
+                with contextlib.suppress(psutil.NoSuchProcess):  # it leaves, as it was asked to
+                    found = process.net_connections("inet")
+                    listening.update(each.laddr.ip for each in found if each.status == psutil.CONN_LISTEN)
         return record.event is Event.EVALUATE
 
     run(config, folder, look)

@@ -143,7 +143,7 @@ def leave_traces(run_dir: RunDir, *, checkpoints: tuple[int, ...]) -> None:
 def test_preparing_clears_what_an_earlier_attempt_left_but_its_logs(plain: RunDir) -> None:
     leave_traces(plain, checkpoints=(1, 2))
     plain.prepare(JobConfig(seed=7))
-    assert files_of(plain) == ["config.yaml", "logs"]
+    assert files_of(plain) == ["config.yaml", "logs", "next"]
     assert plain.load_config().seed == 7
     assert plain.log("rank_0").read_text() == "log\n"
 
@@ -157,7 +157,7 @@ def test_preparing_afresh_does_not_mind_damaged_records(plain: RunDir) -> None:
 def test_resuming_keeps_the_checkpoint_and_the_records_before_it(plain: RunDir) -> None:
     leave_traces(plain, checkpoints=(1, 2))
     plain.prepare(JobConfig(seed=7), resume=True)
-    assert files_of(plain) == ["checkpoints", "config.yaml", "logs", "metrics.jsonl"]
+    assert files_of(plain) == ["checkpoints", "config.yaml", "logs", "metrics.jsonl", "next"]
     assert plain.last_epoch() == 2
     assert [each.step for each in plain.records()] == [0, 5, 10, 15, 20]
 
@@ -178,7 +178,19 @@ def test_resuming_with_the_last_checkpoint_leaves_the_records_untouched(plain: R
 def test_resuming_an_empty_directory_prepares_it(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path / "new/run")
     run_dir.prepare(JobConfig(), resume=True)
-    assert files_of(run_dir) == ["config.yaml", "logs"]
+    assert files_of(run_dir) == ["config.yaml", "logs", "next"]
+
+
+def test_where_a_job_goes_on_is_said_once_and_by_an_attempt_before_it_not_at_all(plain: RunDir) -> None:
+    following = RunDir(plain.path / "b\udcffytes 'and' quotes\n")
+    plain.prepare(JobConfig())
+    assert plain.load_next() is None
+    assert not plain.write_next(following), "prepare said that nothing follows"
+    plain.prepare(JobConfig(), is_last=False)
+    assert not plain.next.exists()
+    assert plain.write_next(following)
+    assert not plain.write_next(None)
+    assert (found := plain.load_next()) is not None and found.path == following.path
 
 
 @pytest.mark.parametrize("epoch", range(5))
