@@ -142,7 +142,7 @@ def _telling(order: _Order, placement: Placement) -> OnRecord:
 
 def _may_come_from_before(failure: Failure, run_dir: RunDir) -> bool:
     """Whether a job can have failed because its processes had trained another fold, or were gone when it began."""
-    has_begun = bool(run_dir.records())
+    has_begun = run_dir.metrics.exists()
     return failure.kind in LEFT_BEHIND or (failure.kind in ENDED_JUST_THEN and not has_begun)
 
 

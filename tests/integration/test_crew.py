@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from hpo import trial
 from hpo.crew import Crew
 from hpo.launchers import Job
 from hpo.trial import JobStatus, TrialResult, run_single_trial
@@ -21,7 +22,7 @@ from tests.integration.conftest import ranks_under, run_hpo
 from tests.integration.test_strategies import DDP, FSDP, ONE, job, write_texts
 from training import main
 from training.config import JobConfig
-from training.errors import FailureKind
+from training.errors import Failure, FailureKind
 from training.run_dir import Record, RunDir
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -260,6 +261,16 @@ def test_a_job_is_followed_where_nothing_is_heard_of_files(place: Path, monkeypa
         results = run_folds(job("image_classification", **ONE), place / "trial", crew)
     assert [result.status for result in results] == [JobStatus.COMPLETE] * 3
     assert not results[2].run_dir.log("agent").exists()
+
+
+@pytest.mark.parametrize(("record", "expected"), [(b"", True), (b"{}\n", False), (b"\x00cut off\n", False)])
+def test_what_was_killed_before_its_first_record_is_tried_again(place: Path, record: bytes, expected: bool) -> None:
+    if record:
+        (place / "metrics.jsonl").write_bytes(record)
+    killed = Failure(kind=FailureKind.SIGNAL, message="a rank was killed")
+    assert trial._may_come_from_before(killed, RunDir(place)) == expected
+    assert trial._may_come_from_before(replace(killed, kind=FailureKind.DATA), RunDir(place))
+    assert not trial._may_come_from_before(replace(killed, kind=FailureKind.NON_FINITE), RunDir(place))
 
 
 def test_a_rank_that_nobody_tells_what_is_next_ends(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
