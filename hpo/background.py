@@ -15,11 +15,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Protocol
 
 from hpo.events import Event, JobLabel, JobProgress, is_interrupted, is_last
-from hpo.mlflow_runs import Metrics, Values
+from hpo.mlflow_runs import Model
 
 WRITE_INTERVAL_S = 10.0
 """What comes within this time is written together: a fold that came and went meanwhile costs three calls."""
@@ -52,8 +51,8 @@ class Writer(Protocol):
     def has_unwritten(self) -> bool:
         """Whether another try may write more."""
 
-    def log_model(self, label: JobLabel, folder: Path, *, name: str, metrics: Metrics, params: Values) -> str:
-        """Log a model after all that was heard; returns its URI, or ""."""
+    def log_model(self, label: JobLabel, model: Model) -> str:
+        """Log `model` after all that was heard; returns its URI, or ""."""
 
 
 class Background:
@@ -82,12 +81,12 @@ class Background:
             self._wait(LAST_WRITES_S if is_interrupted(event) else OPENING_S)
         self._say_notices()
 
-    def log_model(self, label: JobLabel, folder: Path, *, name: str, metrics: Metrics, params: Values) -> str:
-        """Log `folder` as a model of that job, after all that was sent. Returns its URI, or "" after a notice."""
+    def log_model(self, label: JobLabel, model: Model) -> str:
+        """Log `model` as one of that job, after all that was sent. Returns its URI, or "" after a notice."""
         uri = Future[str]()
 
         def log() -> None:
-            uri.set_result(self._writer.log_model(label, folder, name=name, metrics=metrics, params=params))
+            uri.set_result(self._writer.log_model(label, model))
 
         self._queue.put(log)
         _wait_until(uri.done, math.inf)

@@ -6,28 +6,33 @@ Nothing heavy is imported before a command needs it.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+import time
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
 from hpo.endings import flush_and_leave, leave, outage, terminable
-from hpo.errors import HpoError, NoBestTrialError
+from hpo.errors import DeviceError, HpoError, MismatchError, NoBestTrialError
+from hpo.opening import (
+    again_options,
+    all_of,
+    chosen_by,
+    define,
+    launched_by,
+    notice_to,
+    open_any,
+    open_existing,
+    price,
+    storage_url,
+    tracker_of,
+)
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.storages import RDBStorage
-
-    from hpo.background import Background
     from hpo.definition import StudyDefinition
-    from hpo.events import Event, Listener
-    from hpo.tracking import NoTracker
     from hpo.train_best import Trained
     from training.errors import Failure
 
@@ -82,7 +87,26 @@ LauncherOption = Annotated[
     str | None,
     typer.Option("--launcher", metavar="NAME", help="How ranks start: fork_server (warm, the default) or torchrun."),
 ]
+DeadlineOption = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="End within this, such as 9h: what runs is parked; the same command goes on."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+SelectOption = Annotated[
+    Literal["best", "one-standard-error", "ensemble"],
+    typer.Option(
+        "--select",
+        help="The best mean; the cheapest within one standard error of it; or the models of the best folds, averaged.",
+    ),
+]
+TopKOption = Annotated[
+    int | None,
+    typer.Option("--top-k", min=2, metavar="K", help="Models to average; the folds of the best trial when not given."),
+]
+TrialOption = Annotated[
+    int | None,
+    typer.Option("--trial", min=0, metavar="N", help="That trial; with several objectives, one of the front."),
+]
 
 
 @app.command()
@@ -98,6 +122,7 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
     timeout: Annotated[
         str | None, typer.Option(metavar="TIME", help="Start no trial after this long: 90s, 30m, 2h (seconds: 90).")
     ] = None,
+    deadline: DeadlineOption = None,
     launcher: LauncherOption = None,
     settings: SetOption = None,
     env: EnvOption = None,
@@ -105,39 +130,41 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
     as_json: JsonOption = False,
 ) -> None:
     """Search: sample hyperparameters, train every fold, keep the scores. The same command again continues."""
+    began = time.monotonic()
     from hpo import show
     from hpo.console import open_console
     from hpo.launchers import warm_up
     from hpo.masking import masked
     from hpo.orchestrator import Sweep
     from hpo.preflight import preflight
-    from hpo.report import describe_best
+    from hpo.reporting.summary import describe_best, describe_front
     from hpo.storage import open_storage
-    from hpo.study import open_study, study_names
+    from hpo.study import best_value, open_study, study_names
+    from hpo.tally import tally_of
 
     options = {"cross_validation.folds": folds, "budget.trials": trials, "budget.timeout": timeout}
+    options |= {"budget.deadline": deadline}
     given = {key: str(value) for key, value in options.items() if value is not None}
-    definition = _define(study, env, _launched_by(launcher, settings), given)
+    definition = define(study, env, launched_by(launcher, settings), given)
     preflight(definition)
     warm_up(definition.job)
-    url = _storage_url(definition, storage)
+    url = storage_url(definition, storage)
     database = open_storage(url)
     go_on = "the same command continues"
     with terminable(lambda: go_on), open_console() as console:
-        tracker = _tracker(definition, console)  # it imports MLflow while the first models are built
+        tracker = tracker_of(definition, console)  # it imports MLflow while the first models are built
         if definition.config.study not in study_names(database):
             _require_buildable(definition, study)
         opened = open_study(definition, database)
-        run = Sweep(definition, opened, _all(tracker, console))
+        run = Sweep(definition, opened, all_of(tracker, console), began=began)
         run.run()
     _require_hope(run.hopeless)
-    show.best(
-        describe_best(opened),
-        as_json=as_json,
-        again=_again(study, env, settings, storage),
-        tracking=tracker.where,
-        storage=masked(url),
-    )
+    if definition.config.budget.deadline is not None and best_value(opened) is None and not tally_of(opened).front():
+        return show.no_best(as_json=as_json)  # it said what is parked, and how to go on
+    again, where = again_options(study, env, settings, storage), masked(url)
+    if len(definition.config.objectives) > 1:
+        return show.front(describe_front(opened), as_json=as_json, again=again, tracking=tracker.where, storage=where)
+    show.best(describe_best(opened), as_json=as_json, again=again, tracking=tracker.where, storage=where)
 
 
 @app.command()
@@ -149,19 +176,20 @@ def worker(
     storage: StorageOption = None,
 ) -> None:
     """Help a study that `hpo sweep` began, from another terminal or machine, until its budget is spent."""
+    began = time.monotonic()
     from hpo.console import open_console
     from hpo.definition import has_file, joined_definition
     from hpo.launchers import warm_up
     from hpo.orchestrator import Sweep
     from hpo.study import definition_of, load_study
 
-    database, name, _ = _open(study if has_file(study) else None, env, settings, storage)
+    database, name, _ = open_any(study if has_file(study) else None, env, settings, storage)
     opened = load_study(name or study, database)
-    definition = joined_definition(definition_of(opened), settings=_launched_by(launcher, settings))
+    definition = joined_definition(definition_of(opened), settings=launched_by(launcher, settings))
     warm_up(definition.job)
     with terminable(lambda: "the other processes of the study go on"), open_console() as console:
-        tracker = _tracker(definition, console)
-        run = Sweep(definition, opened, _all(tracker, console))
+        tracker = tracker_of(definition, console)
+        run = Sweep(definition, opened, all_of(tracker, console), began=began)
         run.run()
     _require_hope(run.hopeless)
 
@@ -190,12 +218,12 @@ def train(
     for setting in settings or () if resume else ():
         if setting.strip().startswith(IN_THE_CHECKPOINT) and not setting.strip().startswith("data.num_workers"):
             raise HpoError(f"--set {setting}: a resumed training goes on as it began; leave it out, or start a new one")
-    job = load_job(path, environment=env, settings=_launched_by(launcher, settings))
+    job = load_job(path, environment=env, settings=launched_by(launcher, settings))
     preflight_job(job)
     name, last = config.stem if config else "resumed", LastJob()
     with terminable(lambda: last.go_on("hpo train")), open_console() as console:
-        tracker = connect(None, Path(job.output.root), _notice(console))
-        trained = train_one(job, name, _all(tracker, console, last), resume=resume)
+        tracker = connect(None, Path(job.output.root), notice_to(console))
+        trained = train_one(job, name, all_of(tracker, console, last), resume=resume)
     _require_complete(trained, last.go_on("hpo train"))
     show.trained(trained, model_uri=None, tracking=tracker.where, as_json=as_json)
 
@@ -203,6 +231,12 @@ def train(
 @app.command("train-best")
 def train_best_command(  # noqa: PLR0913 - its parameters are the command's options
     study: StudyOption,
+    select: SelectOption = "best",
+    top_k: TopKOption = None,
+    trial: TrialOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="First repeat fold 0 from its record; train nothing if its score differs.")
+    ] = False,
     resume: Annotated[Path | None, typer.Option(help="The run directory of an interrupted train-best.")] = None,
     launcher: LauncherOption = None,
     env: EnvOption = None,
@@ -210,24 +244,34 @@ def train_best_command(  # noqa: PLR0913 - its parameters are the command's opti
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the best configuration on all the data and score it on the test split that the search never saw."""
+    """Train the chosen configuration on all the data and score it on the test split that the search never saw."""
     from hpo import show
     from hpo.console import open_console
+    from hpo.ensemble import train_ensemble
+    from hpo.mlflow_runs import Model
+    from hpo.selection import chosen_trial
     from hpo.train_best import LastJob, train_best
+    from hpo.verification import agreement, replay
 
     if any(not setting.strip().startswith("output.") for setting in settings or ()):
         raise HpoError("train-best replays the recorded configuration: --set takes only output.* keys here")
-    _require_checkpoint(resume)
-    definition, _, loaded = _opened(study, env, settings, storage)
-    last, again = LastJob(), _again(study, env, settings, storage)
-    with terminable(lambda: last.go_on(f"hpo train-best {again}")), open_console() as console:
-        tracker = _tracker(definition, console)
-        best, trained = train_best(loaded, _all(tracker, console, last), resume=resume, launcher=launcher)
-        _require_complete(trained, last.go_on(f"hpo train-best {again}"))
-        name, params = definition.config.study, {key: str(value) for key, value in best.params.items()}
-        metrics, folder = trained.result.metrics, trained.result.run_dir.model
-        uri = tracker.log_model(trained.label, folder, name=name, metrics=metrics, params=params)
-    show.trained(trained, model_uri=uri, tracking=tracker.where, as_json=as_json)
+    train = train_ensemble if select == "ensemble" else train_best
+    _require_checkpoint(resume if train is train_best else None)
+    definition, _, loaded = open_existing(study, env, settings, storage)
+    choice, again = chosen_trial(loaded, select, top_k, trial), again_options(study, env, settings, storage)
+    last, again = LastJob(is_member=bool(choice.members)), f"hpo train-best {again}{chosen_by(select, top_k, trial)}"
+    with terminable(lambda: last.go_on(again)), open_console() as console:
+        tracker = tracker_of(definition, console)
+        if verify:
+            repeated = replay(loaded, choice.trial, all_of(tracker, console), launcher=launcher)
+            _require_complete(repeated, "that was fold 0, trained again for --verify; nothing else was trained")
+            notice_to(console)(agreement(choice.trial, repeated))
+        trained = train(loaded, choice, all_of(tracker, console, last), resume=resume, launcher=launcher)
+        _require_complete(trained, last.go_on(again))
+        name, metrics, tags = definition.config.study, trained.result.metrics, choice.tags
+        model = Model(folder=trained.model, name=name, metrics=metrics, params=choice.params, tags=tags)
+        uri = tracker.log_model(trained.label, model)
+    show.trained(trained, choice=choice, model_uri=uri, tracking=tracker.where, as_json=as_json)
 
 
 @app.command()
@@ -240,30 +284,60 @@ def status(
 ) -> None:
     """Show how far a study is, while it runs or after."""
     from hpo import show
-    from hpo.report import describe_status
+    from hpo.reporting.summary import describe_status
     from hpo.study import load_study, study_names
 
-    database, name, _ = _open(study, env, settings, storage)
+    database, name, _ = open_any(study, env, settings, storage)
     names = [name] if name else study_names(database)
     show.status([describe_status(load_study(each, database)) for each in names], as_json=as_json)
 
 
 @app.command()
-def best(
+def best(  # noqa: PLR0913 - its parameters are the command's options
     study: StudyOption,
+    select: SelectOption = "best",
+    top_k: TopKOption = None,
+    trial: TrialOption = None,
     env: EnvOption = None,
     settings: SetOption = None,
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the best trial so far: hyperparameters, score with its confidence interval, where it is."""
+    """Show the best trial so far, or another as train-best would choose it; with several objectives, the front."""
     from hpo import show
     from hpo.masking import masked
-    from hpo.report import describe_best
+    from hpo.reporting.summary import describe_front
+    from hpo.selection import chosen_trial
 
-    _, url, loaded = _opened(study, env, settings, storage)
-    again = _again(study, env, settings, storage)
-    show.best(describe_best(loaded), as_json=as_json, again=again, storage=masked(url))
+    _, url, loaded = open_existing(study, env, settings, storage)
+    again, by = again_options(study, env, settings, storage), chosen_by(select, top_k, trial)
+    if len(loaded.directions) > 1 and not by:
+        return show.front(describe_front(loaded), as_json=as_json, again=again, storage=masked(url))
+    choice = chosen_trial(loaded, select, top_k, trial)
+    show.chosen(choice, as_json=as_json, again=again, chosen_by=by, storage=masked(url))
+
+
+@app.command()
+def report(
+    study: StudyOption,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="The page; report.html in the study's folder if not given.")
+    ] = None,
+    env: EnvOption = None,
+    settings: SetOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how good the winner is and how sure that is: intervals, ties, the corrected score, costs, plots."""
+    from hpo import show
+    from hpo.reporting.publishing import publish
+    from hpo.reporting.study_report import describe_study
+
+    definition, _, loaded = open_existing(study, env, settings, storage)
+    found = describe_study(loaded)
+    published = publish(definition, loaded, found, lambda text: print(f"note: {text}", file=sys.stderr), output)
+    again = again_options(study, env, settings, storage)
+    show.report(found, published, as_json=as_json, again=again)
 
 
 @app.command()
@@ -289,7 +363,7 @@ def validate(
             leave(2, f"error: {config}: {show.check_text(check)}")
         again = shlex.join(["--config", str(config), *chosen])
         return show.valid_job(job, str(config), placement, as_json=as_json, again=again)
-    definition = _define(str(study), env, settings or [])
+    definition = define(str(study), env, settings or [])
     placement = preflight(definition)
     check = check_jobs(definition)
     if check.failures:
@@ -299,19 +373,20 @@ def validate(
 
 
 @app.command()
-def plan(
+def plan(  # noqa: PLR0913 - its parameters are the command's options
     config: Annotated[Path | None, typer.Option(help="A configuration in YAML or JSON.")] = None,
     study: Annotated[
-        str | None, typer.Option("--study", help="A study: its largest configuration is planned for.")
+        str | None, typer.Option("--study", help="A study: its price, and the memory of its largest configuration.")
     ] = None,
     gpus: Annotated[
         str | None, typer.Option(metavar="NxSIZE", help="GPUs of a machine, such as 4x24GB; those here when not given.")
     ] = None,
     env: EnvOption = None,
     settings: SetOption = None,
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict the memory each strategy takes of a GPU, and say which to use. Needs no GPU, and trains nothing."""
+    """Predict what a search costs, and the memory each strategy takes of a GPU. Needs no GPU, and trains nothing."""
     from hpo import show
     from hpo.definition import load_job
     from hpo.largest_job import largest_job
@@ -319,11 +394,17 @@ def plan(
 
     _require_one(config, study)
     if config is not None:
-        job, searched = load_job(config, environment=env, settings=settings or ()), list[str]()
-    else:
-        definition = _define(str(study), env, settings or [])
-        job, searched = largest_job(definition), list(definition.config.search_space)
-    show.plan(make_plan(job, gpus_for(gpus, job)), job, searched, as_json=as_json)
+        job = load_job(config, environment=env, settings=settings or ())
+        return show.plan(make_plan(job, gpus_for(gpus, job)), job, [], as_json=as_json)
+    definition = define(str(study), env, settings or [])
+    cost = price(definition, storage)
+    try:
+        gpus_for(gpus, definition.job)
+    except DeviceError as error:
+        print(f"note: memory is not planned: {error}", file=sys.stderr)
+        return show.price(cost, as_json=as_json)
+    job, searched = largest_job(definition), list(definition.config.search_space)
+    show.plan(make_plan(job, gpus_for(gpus, job)), job, searched, as_json=as_json, cost=cost)
 
 
 @app.command()
@@ -337,7 +418,7 @@ def dashboard(
     """Serve optuna-dashboard on the storage, on 127.0.0.1, while a study runs or after."""
     from hpo.dashboard import serve
 
-    opened, _, root = _open(study, env, settings, storage)
+    opened, _, root = open_any(study, env, settings, storage)
     serve(opened, root, port)
 
 
@@ -347,7 +428,7 @@ def main() -> NoReturn:
         app(standalone_mode=True)
     except SystemExit as done:
         flush_and_leave(done.code)
-    except NoBestTrialError as error:
+    except (NoBestTrialError, MismatchError) as error:
         leave(1, f"error: {error}")
     except (HpoError, TrainingError) as error:
         leave(2, f"error: {error}")
@@ -356,85 +437,6 @@ def main() -> NoReturn:
             raise
         leave(1, f"error: {reason}")
     sys.exit(0)
-
-
-def _again(study: str, env: str | None, settings: list[str] | None, storage: str | None) -> str:
-    """The options that lead to the same study once more, as typed; what came from the environment stays there."""
-    from hpo.masking import masked
-
-    typed = ["--study", study, *(["--env", env] if env else [])]
-    # Keys that say where things are; the others are in the study by now.
-    typed += [part for setting in settings or () if setting.startswith("output.") for part in ("--set", setting)]
-    if storage and storage != os.environ.get("HPO_STORAGE"):
-        if masked(storage) != storage:
-            return f'{shlex.join(typed)} --storage "$HPO_STORAGE"'  # set it to the URL: this one has a password
-        typed += ["--storage", storage]
-    return shlex.join(typed)
-
-
-def _define(
-    study: str, env: str | None, settings: list[str], options: Mapping[str, str] = MappingProxyType({})
-) -> StudyDefinition:
-    from hpo.definition import load_definition
-
-    return load_definition(study, environment=env, settings=settings, options=options)
-
-
-def _launched_by(launcher: str | None, settings: list[str] | None) -> list[str]:
-    return [*(settings or []), *([f"distributed.launcher={launcher}"] if launcher else [])]
-
-
-def _storage_url(definition: StudyDefinition, storage: str | None) -> str:
-    from hpo.storage import default_url
-
-    return storage or definition.config.storage or default_url(definition.root)
-
-
-def _open(
-    study: str | None, env: str | None, settings: list[str] | None, storage: str | None
-) -> tuple[RDBStorage, str | None, Path]:
-    """The storage, the study's name and the output folder, of a study or of the base configuration alone."""
-    from hpo.definition import base_job
-    from hpo.storage import default_url, open_storage
-
-    if study is not None:
-        definition = _define(study, env, settings or [])
-        url = _storage_url(definition, storage)
-        return open_storage(url, create=False), definition.config.study, definition.root
-    root = Path(base_job(environment=env, settings=settings or ()).output.root)
-    return open_storage(storage or default_url(root), create=False), None, root
-
-
-def _opened(
-    study: str, env: str | None, settings: list[str] | None, storage: str | None
-) -> tuple[StudyDefinition, str, Study]:
-    """A study that exists: its definition, the URL of its storage, and itself."""
-    from hpo.storage import open_storage
-    from hpo.study import load_study
-
-    definition = _define(study, env, settings or [])
-    url = _storage_url(definition, storage)
-    return definition, url, load_study(definition.config.study, open_storage(url, create=False))
-
-
-def _tracker(definition: StudyDefinition, console: Listener) -> Background | NoTracker:
-    from hpo.tracking import connect
-
-    return connect(definition.config.mlflow, definition.root, _notice(console))
-
-
-def _notice(console: Listener) -> Callable[[str], None]:
-    from hpo.events import Notice
-
-    return lambda text: console(Notice(message=text))
-
-
-def _all(*listeners: Listener) -> Listener:
-    def listen(event: Event) -> None:
-        for listener in listeners:
-            listener(event)
-
-    return listen
 
 
 def _require_checkpoint(resume: Path | None) -> None:

@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo import events
+from hpo.criteria import as_tuple
 from hpo.trial import JobStatus
 from training import run_dir
 
@@ -61,9 +62,11 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """``0.8390``, ``3.2e-05``, ``12``; ``-`` when there is none."""
+    """``0.8390``, ``3.2e-05``, ``12``, ``1290`` where it is whole; ``-`` when there is none."""
     if value is None or isinstance(value, int):
         return "-" if value is None else str(value)
+    if abs(value) >= 100 and value.is_integer():
+        return f"{value:.0f}"
     return f"{value:.4f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:.4g}"
 
 
@@ -114,18 +117,21 @@ class _Job:
         self.step = record.step
         self.epoch = finished if record.event is run_dir.Event.EVALUATE else min(finished + 1, self.epochs)
 
-    def describe(self, metric: str | None) -> str:
-        """Epoch, step, training loss and metrics; of these only `metric`, unless it is None."""
+    def describe(self, metrics: tuple[str, ...] | None) -> str:
+        """Epoch, step, training loss and metrics; of these only `metrics`, unless that is None."""
         place = (f"epoch {self.epoch}/{self.epochs}", f"step {self.step}") if self.epochs else ("starting",)
         loss = "" if self.loss is None else f"train loss {number(self.loss)}"
-        shown = (f"{name} {number(value)}" for name, value in self.metrics.items() if metric in (None, name))
+        shown = (
+            f"{name} {number(value)}" for name, value in self.metrics.items() if metrics is None or name in metrics
+        )
         return _join(*place, loss, *shown)
 
 
 @dataclass(slots=True)
 class _Trial:
     params: str
-    scores: list[float | None] = field(default_factory=list)
+    scores: list[str] = field(default_factory=list)
+    """Of each fold that ended."""
 
 
 class _Board:
@@ -135,11 +141,12 @@ class _Board:
         self.clock = clock
         self.started = clock()
         self.sweep: events.SweepStarted | None = None
-        self.metric = ""
+        self.metrics: tuple[str, ...] = ()
         self.num_splits = 0
         self.num_finished = 0
         self.best_value: float | None = None
         self.best_trial: int | None = None
+        self.front: tuple[int, ...] = ()
         self.trials: dict[int, _Trial] = {}
         self.jobs: dict[events.JobLabel, _Job] = {}
         self._fold_seconds: list[float] = []
@@ -151,7 +158,7 @@ class _Board:
     def hear(self, event: events.Event) -> None:
         match event:
             case events.SweepStarted():
-                self.sweep, self.metric, self.num_splits = event, event.metric, event.num_splits
+                self.sweep, self.metrics, self.num_splits = event, as_tuple(event.metric), event.num_splits
                 self.num_finished, self.best_value = event.finished_trials, event.best_value
             case events.TrialStarted(number=trial, params=params):
                 self.trials[trial] = _Trial(parameters(params))
@@ -172,7 +179,7 @@ class _Board:
         # A fold that failed or was stopped early says nothing about how long one takes.
         if event.result is not None and event.result.status is JobStatus.COMPLETE:
             self._fold_seconds.append(self.clock() - job.started)
-            trial.scores.append(event.result.metrics.get(self.metric))
+            trial.scores.append(self.values(event.result.metrics))
             self._estimate()
 
     def _finish_trial(self, event: events.TrialFinished) -> None:
@@ -181,7 +188,7 @@ class _Board:
         if event.best_value != self.best_value:
             # The best may also come from another worker of the same study; then its trial is not known here.
             self.best_trial = event.number if event.value == event.best_value else None
-        self.best_value = event.best_value
+        self.best_value, self.front = event.best_value, event.front
         self._estimate()
 
     def _estimate(self) -> None:
@@ -199,6 +206,7 @@ class _Board:
         if self.best_trial is not None:
             best += f" (trial {self.best_trial})"
         left = 0.0 if self._deadline is None else self._deadline - self.clock()
+        best = f"front of {len(self.front)}" if self.front else best
         eta = f"ETA {duration(left)}" if left > 0 else ""
         return _join(best, f"{self.num_finished}/{self.sweep.total_trials} trials", eta)
 
@@ -206,10 +214,20 @@ class _Board:
         return f"fold {label.fold} of {self.num_splits}"
 
     def verdict(self, event: events.TrialFinished) -> str:
-        """``trial 3  COMPLETE  accuracy 0.8390 (5 folds)``"""
-        folds = f"{len(event.fold_scores)} fold{'s' * (len(event.fold_scores) != 1)}"
-        score = "" if event.value is None else f"{self.metric} {number(event.value)} ({folds})"
+        """``trial 3  COMPLETE  accuracy 0.8390 (5 folds)``, with every objective."""
+        num_scored = sum(score is not None for score in event.fold_scores)
+        folds = f"{num_scored} fold{'s' * (num_scored != 1)}"
+        values = {} if event.value is None else dict(zip(self.metrics, as_tuple(event.value), strict=False))
+        score = f"{_join(*self.named(values))} ({folds})" if values else ""
         return _join(f"trial {event.number}", event.state, score, event.reason)
+
+    def named(self, metrics: Mapping[str, float]) -> list[str]:
+        """``accuracy 0.8390``, for each objective."""
+        return [f"{name} {number(metrics.get(name))}" for name in self.metrics]
+
+    def values(self, metrics: Mapping[str, float]) -> str:
+        """``0.8390``, or ``0.8390/1290`` with several objectives."""
+        return "/".join(number(metrics.get(name)) for name in self.metrics)
 
     def note(self, event: events.Notice) -> str:
         """The line of a notice; empty when it was said before."""
@@ -253,11 +271,11 @@ class PlainConsole:
         return ""
 
     def _fold_line(self, event: events.JobFinished) -> str:
-        result, metric, fold = event.result, self._board.metric, self._board.fold(event.label)
+        result, fold = event.result, self._board.fold(event.label)
         if result is None:
             return ""
         status = "" if result.status is JobStatus.COMPLETE else result.status
-        score = result.failure.kind if result.failure else f"{metric} {number(result.metrics.get(metric))}"
+        score = result.failure.kind if result.failure else _join(*self._board.named(result.metrics))
         return _join(f"trial {event.label.trial}", fold, status, score, duration(result.duration_s))
 
 
@@ -285,7 +303,7 @@ class LiveConsole:
     def _above(self, event: events.Event) -> Text | None:
         match event:
             case events.TrialFinished(number=trial, value=value, state=state):
-                is_best = value is not None and value == event.best_value
+                is_best = trial in event.front or (value is not None and value == event.best_value)
                 style = "green" if is_best else {"FAIL": "red", "PRUNED": "dim"}.get(state, "")
                 params = self._board.trials[trial].params if trial in self._board.trials else ""
                 return Text(_join(self._board.verdict(event), params), style)
@@ -306,7 +324,7 @@ class LiveConsole:
             yield self._trial_row(trial_number, trial)
             for label, job in jobs:
                 if label.trial == trial_number:
-                    yield _row(f"  {_join(board.fold(label), job.describe(board.metric))}")
+                    yield _row(f"  {_join(board.fold(label), job.describe(board.metrics))}")
         for label, job in jobs:
             if label.trial is None:
                 yield self._bar(job.step, job.num_steps or None, _join(str(label)))
@@ -314,7 +332,7 @@ class LiveConsole:
 
     def _trial_row(self, trial_number: int, trial: _Trial) -> Text:
         folds = f"{len(trial.scores)}/{self._board.num_splits} folds"
-        scores = " ".join([self._board.metric, *map(number, trial.scores)]) if trial.scores else ""
+        scores = " ".join(["/".join(self._board.metrics), *trial.scores]) if trial.scores else ""
         return _row(_join(f"trial {trial_number}", folds, scores, trial.params))
 
     def _bar(self, done: int, total: int | None, caption: str) -> Table:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.cancellation import NEVER, Cancellation
@@ -22,6 +23,19 @@ LEAVE_S = 10.0
 """How long processes may take to end by themselves; rank 0 may still delete checkpoints."""
 
 OnNotice = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """How long a job had its devices, in seconds of wall time, and how many: a GPU, or on a CPU a rank, is one."""
+
+    seconds: float
+    num_devices: int
+
+    @property
+    def device_s(self) -> float:
+        """Device seconds."""
+        return self.seconds * self.num_devices
 
 
 class Crew:
@@ -42,6 +56,9 @@ class Crew:
         """Where the processes have trained and wait to be told what is next."""
         self.went_on = False
         """Whether the processes of the last job had trained another before."""
+        self._held_since: float | None = None
+        self._held_s, self._num_devices = 0.0, 0
+        """Since it was last asked for its usage, up to `_held_since`; devices of the last lease."""
         self._on_notice: OnNotice = lambda text: None
 
     def __enter__(self) -> Crew:
@@ -64,8 +81,21 @@ class Crew:
                     is_cancelled=self.cancellation.is_requested,
                 )
             )
-            self._trial = trial
+            self._trial, self._num_devices = trial, self._placement.world_size
+            self._held_since = time.monotonic()
         return self._placement
+
+    def take_usage(self) -> Usage:
+        """What it had since it was last asked: waiting for devices does not count, ending processes does."""
+        self._count()
+        usage, self._held_s = Usage(seconds=self._held_s, num_devices=self._num_devices), 0.0
+        return usage
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        if self._held_since is not None:
+            self._held_s += now - self._held_since
+            self._held_since = now
 
     def start(self, config: JobConfig, run_dir: RunDir, placement: Placement) -> Job:
         """The processes of the job in `run_dir`: those that wait, or new ones. Raises OSError and LaunchCancelled."""
@@ -110,3 +140,5 @@ class Crew:
         finally:
             self._trial = self._placement = None
             self._lease.close()
+            self._count()
+            self._held_since = None

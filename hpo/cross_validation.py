@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from hpo.criteria import Criteria, Score, mean_score
 from hpo.events import JobLabel
 from hpo.job import Job
+from hpo.search_space import VOLATILE
 from hpo.trial import JobStatus, TrialResult
-from training.config import JobConfig
-from training.errors import Failure, FailureKind
+from training.config import JobConfig, flatten
+from training.errors import Failure, FailureKind, TrainingError
 from training.run_dir import Event, Record, RunDir
 
-OnEpoch = Callable[[int, int, float], str]
-"""Hears (fold, finished epochs, objective value); returns why the trial is to stop, or "" to let it go on."""
+OnEpoch = Callable[[int, int, Any], str]
+"""Hears (fold, finished epochs, Score); returns why the trial is to stop, or "" to let it go on."""
 
 
 class Folds:
@@ -26,13 +27,31 @@ class Folds:
     The same `config` gives the same folds in every trial. Used by one thread.
     """
 
-    def __init__(self, config: JobConfig, folder: Path, label: JobLabel, metric: str, on_epoch: OnEpoch) -> None:
+    def __init__(  # noqa: PLR0913 - what a trial is
+        self,
+        config: JobConfig,
+        folder: Path,
+        label: JobLabel,
+        criteria: Criteria,
+        on_epoch: OnEpoch,
+        *,
+        until: int | None = None,
+    ) -> None:
+        """Every fold is paused after `until` epochs; None trains them to their end."""
         self.config, self._folder, self._label = config, folder, label
-        self._metric, self._on_epoch = metric, on_epoch
+        self._criteria, self._on_epoch = criteria, on_epoch
         self._num_splits = config.cross_validation.num_splits
-        self._started = 0
+        self._to_start = list(range(self._num_splits))
         self._running: dict[int, RunDir] = {}
-        self._scores: dict[int, float] = {}
+        self._scores: dict[int, Score] = {}
+        self._metrics: dict[int, Mapping[str, float]] = {}
+        """Of the last evaluation of each fold."""
+        self.begun: set[int] = set()
+        """Folds that another trial began, and that go on from its checkpoint."""
+        self._parked: set[int] = set()
+        self._until = config.training.epochs if until is None else until
+        self._reached: dict[int, int] = {}
+        """Epochs that were scored, by fold."""
         self.split_id = config.cross_validation.split_id
         """Identity of the samples and folds, once a fold was trained."""
         self.failure: Failure | None = None
@@ -40,14 +59,19 @@ class Folds:
         """Why the trial was stopped."""
 
     @property
-    def scores(self) -> tuple[float, ...]:
-        """Of the folds that ran to their end, by number."""
-        return tuple(score for _, score in sorted(self._scores.items()))
+    def scores(self) -> tuple[Score | None, ...]:
+        """By fold; None for one that did not run to its end."""
+        return tuple(self._scores.get(fold) for fold in range(self._num_splits))
 
     @property
-    def mean(self) -> float:
-        """The trial's value."""
-        return fmean(self.scores)
+    def mean(self) -> Score:
+        """The trial's value, when all folds ran to their end."""
+        return mean_score([self._scores[fold] for fold in range(self._num_splits)])
+
+    @property
+    def violations(self) -> dict[str, float]:
+        """Of each constraint by its name, by what its folds have reported; nothing before the first evaluation."""
+        return self._criteria.violations([*self._metrics.values()]) if self._metrics else {}
 
     @property
     def num_running(self) -> int:
@@ -57,7 +81,27 @@ class Folds:
     @property
     def num_left(self) -> int:
         """Folds to start."""
-        return 0 if self.failure or self.stopped else self._num_splits - self._started
+        return 0 if self.failure or self.stopped or self._parked else len(self._to_start)
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether the rest of it is for another sweep."""
+        return bool(self._parked) and not self.failure and not self.stopped
+
+    @property
+    def reached(self) -> int:
+        """Epochs that all folds have trained."""
+        return min(self._reached.get(fold, 0) for fold in range(self._num_splits))
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether every fold has come as far as it was to, and not to its end."""
+        return (
+            self.reached >= self._until
+            and len(self._scores) < self._num_splits
+            and not self.failure
+            and not self.stopped
+        )
 
     @property
     def is_over(self) -> bool:
@@ -67,37 +111,86 @@ class Folds:
     @property
     def next_label(self) -> JobLabel:
         """Of the fold that `start` would give."""
-        return JobLabel(study=self._label.study, trial=self._label.trial, fold=self._started)
+        return JobLabel(study=self._label.study, trial=self._label.trial, fold=self._to_start[0])
 
     def start(self, changes: Mapping[str, Any]) -> Job:
         """The next fold as a job, its configuration with `changes`, which say where it runs."""
-        label, fold = self.next_label, self._started
-        self._started += 1
+        label, fold = self.next_label, self._to_start.pop(0)
         own = {"cross_validation.fold": fold, "cross_validation.split_id": self.split_id, "output.save_model": False}
-        run_dir = self._running[fold] = RunDir(self._folder / f"fold_{fold}")
-        return Job(label=label, config=self.config.with_values({**own, **changes}), run_dir=run_dir)
+        own["output.pause_after"] = self._until if self._until < self.config.training.epochs else None
+        run_dir = self._running[fold] = self._run_dir(fold)
+        config, resume = self.config.with_values({**own, **changes}), fold in self.begun
+        return Job(label=label, config=config, run_dir=run_dir, resume=resume)
+
+    def take_over(self) -> list[tuple[int, int, Score]]:
+        """Go on where the trial was that left these run directories; call it before the first fold starts.
+
+        Folds that ended count with their scores, and those that have a checkpoint go on from it. A run directory that
+        is damaged, or of another configuration, is trained anew. Returns the values it need not hear again.
+        """
+        values: list[tuple[int, int, Score]] = []
+        for fold in [*self._to_start]:
+            if (found := _left_behind(self._run_dir(fold), self.config, self._criteria)) is None:
+                continue
+            self._metrics |= {fold: found.metrics} if found.metrics else {}
+            values += [(fold, epoch, value) for epoch, value in found.values.items()]
+            self._reached[fold] = found.epoch
+            if found.score is not None:
+                self._scores[fold], self.split_id = found.score, found.split_id
+            elif found.epoch < self._until:
+                self.begun.add(fold)
+                continue
+            self._to_start.remove(fold)
+        return values
+
+    def __str__(self) -> str:
+        return f"{len(self._scores)} of {self._num_splits} folds are done, {len(self.begun)} begun"
+
+    @property
+    def next_epochs(self) -> range:
+        """The epochs that the fold which `start` would give is to train, counted from 0."""
+        fold = self._to_start[0]
+        return range(self._reached[fold] if fold in self.begun else 0, self._until)
+
+    def _run_dir(self, fold: int) -> RunDir:
+        return RunDir(self._folder / f"fold_{fold}")
 
     def hear(self, fold: int, record: Record) -> None:
         """A fold tells something; it may be the reason to stop the trial."""
-        value = record.values.get(self._metric) if record.event is Event.EVALUATE else None
+        is_scored, reason = record.event is Event.EVALUATE and self._criteria.unusable(record.values) is None, ""
+        if is_scored:  # heard in any case: the fold may yet run to its end
+            self._metrics[fold], self._reached[fold] = record.values, record.epoch
+            reason = self._on_epoch(fold, record.epoch, self._criteria.score(record.values))
         if self.failure or self.stopped:
             self._ask_to_stop()  # again: one that had only just begun to start has not heard it
-        elif value is not None and math.isfinite(value):
-            self._stop(self._on_epoch(fold, record.epoch, value))
+        elif fold in self._parked:
+            self.park(fold)
+        else:
+            self._stop(reason)
 
     def finish(self, fold: int, result: TrialResult) -> None:
         """A fold has ended."""
         del self._running[fold]
-        self.failure = self.failure or result.failure or _unusable(self._metric, result, self.split_id)
+        self.failure = self.failure or result.failure or _unusable(self._criteria, result, self.split_id)
         if self.failure:
             return self._ask_to_stop()
         self.split_id = result.split_id
         if result.status is JobStatus.COMPLETE:
-            self._scores[fold] = result.metrics[self._metric]
+            self._scores[fold], self._metrics[fold] = self._criteria.score(result.metrics), result.metrics
+            self._parked.discard(fold)
         if len(self._scores) == self._num_splits:
             self.stopped = ""  # it was over before it heard of it
-        elif result.status is JobStatus.STOPPED:
+        elif result.status is JobStatus.STOPPED and fold not in self._parked and not self._is_at_rung(fold):
             self._stop(f"fold {fold} was asked to stop")
+
+    def _is_at_rung(self, fold: int) -> bool:
+        return self._reached.get(fold, 0) >= self._until < self.config.training.epochs
+
+    def park(self, fold: int) -> None:
+        """Ask a fold that runs to leave with a checkpoint to go on from. Others finish, and no more are started."""
+        self._parked.add(fold)
+        with contextlib.suppress(FileNotFoundError):  # not there yet
+            self._running[fold].request_stop(keeps_checkpoint=True)
 
     def _stop(self, reason: str) -> None:
         self.stopped = self.stopped or reason
@@ -110,15 +203,63 @@ class Folds:
                 run_dir.request_stop()
 
 
-def _unusable(metric: str, result: TrialResult, split_id: str | None) -> Failure | None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _LeftBehind:
+    """What an earlier attempt at a fold left in its run directory."""
+
+    values: Mapping[int, Score]
+    """By finished epochs: of the objectives, as far as the fold need not be trained again."""
+    metrics: Mapping[str, float]
+    """Of the last of these; empty without any."""
+    epoch: int
+    """Epochs that need not be trained again."""
+    score: Score | None
+    """Of a fold that ended."""
+    split_id: str | None
+
+
+def _left_behind(run_dir: RunDir, config: JobConfig, criteria: Criteria) -> _LeftBehind | None:
+    """What can be taken over of the fold in `run_dir`; None when there is nothing, or nothing to rely on."""
+    try:
+        recorded, outcome, records = run_dir.load_config(), run_dir.load_result(), run_dir.records()
+    except (TrainingError, OSError):
+        return None
+    if _computes(recorded) != _computes(config):
+        return None
+    over = outcome if outcome is not None and not outcome.stopped else None
+    last = config.training.epochs if over else run_dir.last_epoch()
+    if last == 0 or (over and criteria.unusable(over.metrics)):
+        return None
+    scored = [record for record in records if record.event is Event.EVALUATE and record.epoch <= last]
+    usable = {record.epoch: record.values for record in scored if criteria.unusable(record.values) is None}
+    return _LeftBehind(
+        values={epoch: criteria.score(metrics) for epoch, metrics in usable.items()},
+        metrics=over.metrics if over else next(reversed(usable.values()), {}),
+        epoch=last,
+        score=criteria.score(over.metrics) if over else None,
+        split_id=outcome.split_id if outcome else None,
+    )
+
+
+def _computes(config: JobConfig) -> dict[str, Any]:
+    """What a job of `config` computes, whichever its fold and wherever it runs."""
+    aside = (*VOLATILE, "cross_validation.fold", "cross_validation.split_id")
+    return {key: value for key, value in flatten(config.model_dump()) if not key.startswith(aside)}
+
+
+def _unusable(criteria: Criteria, result: TrialResult, split_id: str | None) -> Failure | None:
     """Why the score of a job that did not fail cannot be used."""
     if split_id not in (None, result.split_id):
         return Failure(kind=FailureKind.DATA, message="the data changed between two folds of this trial")
     if result.status is JobStatus.STOPPED:  # perhaps before it scored anything
         return None
+    metric = criteria.unusable(result.metrics)
+    if metric is None:
+        return None
     if metric in result.metrics:
-        value = result.metrics[metric]
-        return None if math.isfinite(value) else Failure(kind=FailureKind.NON_FINITE, message=f"{metric} is {value}")
+        return Failure(kind=FailureKind.NON_FINITE, message=f"{metric} is {result.metrics[metric]}")
     known = ", ".join(result.metrics)
-    message = f"the task reports no metric '{metric}' (it reports: {known}); change objective.metric"
+    is_objective = any(each.metric == metric for each in criteria.objectives)
+    key = "objective.metric" if is_objective else "constraints"
+    message = f"the task reports no metric '{metric}' (it reports: {known}); change {key}"
     return Failure(kind=FailureKind.CONFIG, message=message)

@@ -12,13 +12,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from hpo.criteria import Criteria
 from hpo.environment import ENVIRONMENTS, OVERLAYS, detect_environment
 from hpo.errors import StudyNotFoundError
 from hpo.masking import masked
+from hpo.objective_check import objective_problems
 from hpo.search_space import VOLATILE, distribution, grid, space_problems
 from hpo.study_config import StudyConfig
 from training.config import (
-    TASK_METRICS,
+    MEASURES,
     JobConfig,
     Layer,
     assign,
@@ -61,6 +63,11 @@ class StudyDefinition:
         return Path(self.job.output.root)
 
     @property
+    def criteria(self) -> Criteria:
+        """What trials are judged by."""
+        return Criteria(self.config.objectives, self.config.constraints)
+
+    @property
     def pinned(self) -> dict[str, Any]:
         """Searched parameters that ``--set`` holds fixed."""
         return _pinned(self.config, self.settings)
@@ -81,7 +88,9 @@ class StudyDefinition:
             path = tuple(key.split("."))
             assign(sampled.values, path, value)
             sampled.places[path] = f"sampled {key}={value}"
-        return job_config(merge([self.layer, sampled, self.settings]))
+        config = job_config(merge([self.layer, sampled, self.settings]))
+        asked = [name for name in MEASURES if name in self.criteria.metrics and name not in config.output.measure]
+        return config.with_values({"output.measure": [*config.output.measure, *asked]}) if asked else config
 
     def stored(self) -> dict[str, Any]:
         """All of it as plain values but passwords, for `joined_definition`."""
@@ -102,8 +111,11 @@ class StudyDefinition:
             if not key.startswith(VOLATILE) and key not in self.config.search_space
         }
         space = {key: parameter.model_dump(by_alias=True) for key, parameter in self.config.search_space.items()}
+        objectives = [objective.model_dump() for objective in self.config.objectives]
+        constraints = [constraint.model_dump() for constraint in self.config.constraints]
         return {
-            "objective": self.config.objective.model_dump(),
+            "objective": objectives if objectives[1:] else objectives[0],
+            **({"constraints": constraints} if constraints else {}),
             "search_space": space,
             "config": fixed,
             "max_epochs": self.max_epochs,
@@ -246,22 +258,20 @@ def _environment_layer(environment: str) -> Layer:
 
 def _study_problems(config: StudyConfig, job: JobConfig, written: Layer, settings: Layer) -> Iterator[Problem]:
     """What only the study and the job together can show."""
-    metrics = TASK_METRICS.get(job.task)
-    if metrics and config.objective.metric not in metrics:
-        message = f"objective.metric {config.objective.metric} is not a metric of {job.task}"
-        yield Problem(
-            place=written.place_of(("objective", "metric")),
-            message=message + suggestion(config.objective.metric, metrics),
-        )
+    yield from objective_problems(config, job, written)
     if job.cross_validation.fold is not None:
         place = merge([written, settings]).place_of(("cross_validation", "fold"))
         yield Problem(place=place, message="cross_validation.fold is set by the sweep, once per fold; remove it")
+    if job.cross_validation.score != "fold":
+        place = merge([written, settings]).place_of(("cross_validation", "score"))
+        yield Problem(place=place, message="cross_validation.score: a search never sees the test split; remove it")
     epochs = config.search_space.get("training.epochs")
     if min([*(epochs.bounds or epochs.choice or ()), 1] if epochs else [job.training.epochs]) == 0:
         place = merge([written, settings]).place_of(("search_space", "training.epochs") if epochs else ("config",))
         yield Problem(
             place=place, message="training.epochs: a search trains for at least 1; 0 only scores, in hpo train"
         )
+    yield from _fidelity_problems(config, job, written)
     yield from space_problems(config.search_space, job, written.under("search_space"))
     if config.sampler.name == "grid":
         with _as_problem(written.place_of(("search_space",))) as found:
@@ -271,6 +281,23 @@ def _study_problems(config: StudyConfig, job: JobConfig, written: Layer, setting
         if not _contains(config.search_space[key], value):
             place = settings.place_of(tuple(key.split(".")))
             yield Problem(place=place, message=f"{value!r} is outside what the study searches for {key}")
+
+
+def _fidelity_problems(config: StudyConfig, job: JobConfig, written: Layer) -> Iterator[Problem]:
+    if config.fidelity is None:
+        return
+    asked, epochs, place = config.fidelity.epochs, job.training.epochs, written.place_of(("fidelity", "epochs"))
+    if "training.epochs" in config.search_space:
+        yield Problem(place=place, message="fidelity.epochs: training.epochs is searched; leave one of them out")
+    elif asked.max not in (None, epochs):
+        message = f"fidelity.epochs.max {asked.max} is not training.epochs {epochs}, for which the schedule is made"
+        yield Problem(place=place, message=f"{message}; write the same, or leave max out")
+    elif asked.min >= epochs:
+        message = f"fidelity.epochs.min {asked.min} must be below training.epochs {epochs}"
+        yield Problem(place=place, message=message)
+    if "epochs" in config.stopping.model_fields_set and config.stopping.epochs != "none":
+        place = written.place_of(("stopping", "epochs"))
+        yield Problem(place=place, message="stopping.epochs: fidelity decides inside folds; leave this out")
 
 
 def _pinned(config: StudyConfig, settings: Layer) -> dict[str, Any]:

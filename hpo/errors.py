@@ -3,7 +3,8 @@
     HpoError
     ├── StudyNotFoundError    no such study in this storage, or no such study file
     ├── StudyChangedError     the study's definition no longer matches what is stored
-    ├── NoBestTrialError      the study has no completed trial yet
+    ├── NoBestTrialError      the study has no completed trial yet (exits with 1)
+    ├── MismatchError         a recorded fold does not give its score again (exits with 1)
     ├── StorageError          the storage cannot be reached or opened
     └── DeviceError           the devices asked for do not exist or cannot be leased
 
@@ -27,6 +28,10 @@ class StudyChangedError(HpoError):
 
 class NoBestTrialError(HpoError):
     """There is no completed trial to take."""
+
+
+class MismatchError(HpoError):
+    """A fold that was trained again has not its recorded score."""
 
 
 class StorageError(HpoError):

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from hpo.crew import Usage
+from hpo.criteria import Names, Score
 from hpo.trial import TrialResult
 from training.config import JobConfig
 from training.run_dir import Record, RunDir
@@ -49,9 +51,10 @@ class SweepStarted:
 
     study: str
     study_uid: str
-    metric: str
-    direction: str
-    """``maximize`` or ``minimize``."""
+    metric: Names
+    """Of each objective."""
+    direction: Names
+    """``maximize`` or ``minimize``, of each objective."""
     num_splits: int
     finished_trials: int
     total_trials: int
@@ -92,21 +95,27 @@ class JobFinished:
 
     label: JobLabel
     result: TrialResult | None
+    usage: Usage | None = None
+    """What a fold had of the devices, interrupted or not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialFinished:
-    """The trial was told to the study. `value` is the mean over the folds; `reason`: why it failed or was stopped."""
+    """The trial was told to the study. `value` is the mean over the folds; `reason`: why it failed or was stopped, or
+    the constraints that it violates."""
 
     number: int
     state: TrialState
-    value: float | None
-    fold_scores: tuple[float, ...]
+    value: Score | None
+    fold_scores: tuple[Score | None, ...]
+    """By fold; None for one that did not run to its end."""
     reason: str = ""
     num_finished: int | None = None
     """Finished trials of the study, whoever evaluated them; None when it is one more than before."""
     best_value: float | None = None
-    """Best value of the study so far, this trial included."""
+    """Best value of the study so far, this trial included; None with several objectives."""
+    front: tuple[int, ...] = ()
+    """With several objectives: the trials that no other dominates, this one included."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,15 +18,12 @@ class Job:
     label: JobLabel
     config: JobConfig
     run_dir: RunDir
+    resume: bool = False
+    """Go on from the newest checkpoint in `run_dir`."""
 
 
 def run_job(
-    job: Job,
-    listen: Listener,
-    *,
-    on_record: OnRecord = lambda record: False,
-    crew: Crew | None = None,
-    resume: bool = False,
+    job: Job, listen: Listener, *, on_record: OnRecord = lambda record: False, crew: Crew | None = None
 ) -> TrialResult:
     """``run_single_trial`` with its events sent to `listen`, also when it is interrupted."""
     result: TrialResult | None = None
@@ -43,8 +40,8 @@ def run_job(
             on_record=tell,
             on_notice=lambda text: listen(Notice(message=text)),
             crew=crew,
-            resume=resume,
+            resume=job.resume,
         )
     finally:
-        listen(JobFinished(label=job.label, result=result))
+        listen(JobFinished(label=job.label, result=result, usage=crew.take_usage() if crew else None))
     return result

@@ -35,6 +35,8 @@ MAX_POINTS_KEPT = 10_000
 NUM_NEWEST = 100
 """Trials of a continued study that are looked at for the highest number."""
 RUNNING = "RUNNING"
+DESCRIPTION = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description, in Markdown."""
 
 Values = Mapping[str, Any]
 Metrics = Mapping[str, float]
@@ -107,6 +109,18 @@ class Run:
     def end(self, status: str, at: float) -> None:
         """It is over."""
         self.status, self.ended = status, at
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """What is to be logged of a job and registered as a version of `name`."""
+
+    folder: Path
+    name: str
+    metrics: Metrics = field(default_factory=dict)
+    params: Values = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Of the model, of its version and of the job's run."""
 
 
 class Runs:
@@ -210,29 +224,50 @@ class Runs:
         found = self._search(self._experiment(experiment), tags)
         return [run.info.run_id for run in found if run.info.status == RUNNING]
 
-    def log_model(self, run: str, folder: Path, name: str, metrics: Metrics, params: Values) -> str:
-        """Upload `folder` as a model of the run with that id and register it; returns ``models:/NAME/VERSION``."""
-        from mlflow.entities import LoggedModelOutput, Metric
+    def describe(
+        self, experiment: str, tags: Mapping[str, str], notes: Mapping[int, str], signed: str, page: Path | None = None
+    ) -> int:
+        """Give the runs with these tags their description, by trial (a study is trial -1), and `page` as an artifact.
 
-        if not any(folder.iterdir()):
-            raise FileNotFoundError(f"{folder} is empty")  # MLflow would register a model without files
+        A description that does not end as `signed` is a person's, and stays. Returns how many runs were found.
+        """
+        known = self.client.get_experiment_by_name(experiment)
+        found = self._search(known.experiment_id, tags) if known else []
+        for run in found:
+            there = run.data.tags.get(DESCRIPTION, "")
+            text = notes.get(int(run.data.tags.get("hpo.trial", -1)), there)
+            if text != there and (not there or there.endswith(signed)):
+                self.client.set_tag(run.info.run_id, DESCRIPTION, text)
+            if page is not None:
+                self.client.log_artifact(run.info.run_id, str(page))
+        return len(found)
+
+    def log_model(self, run: str, model: Model) -> str:
+        """Upload `model` as one of the run with that id and register it; returns ``models:/NAME/VERSION``."""
+        from mlflow.entities import LoggedModelOutput, Metric, RunTag
+
+        if not any(model.folder.iterdir()):
+            raise FileNotFoundError(f"{model.folder} is empty")  # MLflow would register a model without files
         client, experiment = self.client, self.client.get_run(run).info.experiment_id
-        texts = {key: _short(value) for key, value in params.items()}
+        texts = {key: _short(value) for key, value in model.params.items()}
+        tags = {key: _short(value) for key, value in model.tags.items()}
         # A logged model's name takes less than a registered one's.
-        model = client.create_logged_model(experiment, re.sub(r"[/:.%\"']", "_", name), run, params=texts)
+        logged_name = re.sub(r"[/:.%\"']", "_", model.name)
+        logged = client.create_logged_model(experiment, logged_name, run, tags=tags, params=texts)
         try:
-            client.log_model_artifacts(model.model_id, str(folder))
+            client.log_model_artifacts(logged.model_id, str(model.folder))
         except Exception:
-            client.finalize_logged_model(model.model_id, "FAILED")
+            client.finalize_logged_model(logged.model_id, "FAILED")
             raise
-        client.finalize_logged_model(model.model_id, "READY")
+        client.finalize_logged_model(logged.model_id, "READY")
         # A model's NaN, unlike a run's, would be stored as 0.
-        now, finite = int(time.time() * 1000), [item for item in metrics.items() if math.isfinite(item[1])]
-        client.log_batch(run, [Metric(_plain(key), value, now, 0, model.model_id) for key, value in finite])
-        client.log_outputs(run, [LoggedModelOutput(model.model_id, step=0)])
-        return self._register(name, model, run)
+        now, finite = int(time.time() * 1000), [item for item in model.metrics.items() if math.isfinite(item[1])]
+        metrics = [Metric(_plain(key), value, now, 0, logged.model_id) for key, value in finite]
+        client.log_batch(run, metrics, tags=[RunTag(key, value) for key, value in tags.items()])
+        client.log_outputs(run, [LoggedModelOutput(logged.model_id, step=0)])
+        return self._register(model.name, logged, run, tags)
 
-    def _register(self, name: str, model: Any, run: str) -> str:
+    def _register(self, name: str, model: Any, run: str, tags: Mapping[str, str]) -> str:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -242,7 +277,7 @@ class Runs:
                 raise
         # Not models:/ID as the source: the SQL store would look that up in the global tracking URI.
         source, model_id = model.artifact_location, model.model_id
-        version = self.client.create_model_version(name, source, run, model_id=model_id).version
+        version = self.client.create_model_version(name, source, run, tags=tags, model_id=model_id).version
         # The model's page shows its versions by this tag, which only a server would set by itself.
         versions = json.dumps([{"name": name, "version": version}])
         self.client.set_logged_model_tags(model_id, {"mlflow.modelVersions": versions})

@@ -5,50 +5,39 @@ One thread asks, decides, tells and is heard; jobs run in Slots. Of this process
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import optuna
-from optuna.artifacts import upload_artifact
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpo import interruption
-from hpo.cross_validation import Folds
+from hpo.budget import Spent
+from hpo.deadline import Clock, Deadline
 from hpo.definition import StudyDefinition
 from hpo.devices import detect_hardware
 from hpo.errors import DeviceError, StudyNotFoundError
 from hpo.events import (
     Event,
     JobFinished,
-    JobLabel,
     JobProgress,
     Listener,
     Notice,
     SweepFinished,
     SweepStarted,
-    TrialFinished,
-    TrialStarted,
     TrialState,
 )
-from hpo.memory_check import CONSTRAINT, MemoryCheck
-from hpo.pruning import Pruner, StepAxis
 from hpo.resources import Resources
 from hpo.slots import Slots
-from hpo.storage import artifact_store
+from hpo.spending import Ledger, budget_of, fold_times, spent
 from hpo.study import (
-    FAILURE,
-    FOLD_SCORES,
-    SPLIT_ID,
     UID,
     best_value,
-    grid_size,
     interrupt,
-    known_split,
     num_finished,
     places_taken,
     recover,
@@ -56,45 +45,51 @@ from hpo.study import (
     running_here,
     study_names,
     take_place,
-    trial_folder,
 )
-from training.config import JobConfig, dump_yaml
-from training.errors import ConfigError, Failure, FailureKind
-from training.run_dir import write_atomically
+from hpo.tally import REVIVES, tally_of
+from hpo.trial import JobStatus
+from hpo.trials import Running, Trials
+from training.errors import Failure, FailureKind
 
 HOPELESS_AFTER = 3
 """A sweep ends when this many first trials all fail in the same way, for a reason that no hyperparameter explains."""
 BLAMELESS = (KeyboardInterrupt, OSError, StorageInternalError, SQLAlchemyError, DeviceError)
 """What ends a sweep and is not the fault of the trials that run."""
+MORE_TRIALS = "hpo sweep with a larger --trials goes on"
 BY_CHANCE = {FailureKind.NON_FINITE, FailureKind.OOM, FailureKind.SIGNAL, FailureKind.INFRASTRUCTURE}
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A trial that is being evaluated."""
-
-    trial: optuna.Trial
-    folds: Folds
 
 
 class Sweep:
     """One run of ``hpo sweep`` or ``hpo worker``: evaluates trials of `study`, as many at a time as have room."""
 
-    def __init__(self, definition: StudyDefinition, study: optuna.Study, listen: Listener) -> None:
-        self._definition, self._study, self._listen = definition, study, listen
+    def __init__(
+        self,
+        definition: StudyDefinition,
+        study: optuna.Study,
+        listen: Listener,
+        *,
+        clock: Clock = time.monotonic,
+        began: float | None = None,
+    ) -> None:
+        """`began` is when the command did, by `clock`; the deadline counts from there."""
+        self._definition, self._study, self._listen, self._clock = definition, study, listen, clock
         self._started = 0.0
-        self._axis = StepAxis(definition.max_epochs)
-        maximize = definition.config.objective.direction == "maximize"
-        self._pruner = Pruner(study, definition.config.stopping, self._axis, maximize=maximize)
+        self._budget, self._ledger = budget_of(definition), Ledger(clock)
+        self._deadline = self._deadline_from(clock() if began is None else began)
         self._failures: list[Failure | None] = []
-        self._memory = MemoryCheck(self._say)
         self._resources = Resources(definition, detect_hardware(), self._say)
         self._slots = Slots(crews_stay=definition.config.resources.processes == "per_trial")
-        self._trials: dict[int, Running] = {}
+        self._trials = Trials(definition, study, listen, self._resources.placed)
+        self._running: dict[int, Running] = {}
+        """By number."""
         self._asks = True
         """Whether it still asks for new trials."""
+        self._looks = True
+        """Whether it still takes up stopped ones."""
         self.hopeless: Failure | None = None
         """Why the sweep gave up, when it did."""
+        self.parked: list[int] = []
+        """Trials that did not end before the deadline and are queued again."""
 
     def run(self) -> None:
         """Evaluate trials until the budget is spent. On Ctrl-C the running trials are queued again."""
@@ -110,11 +105,12 @@ class Sweep:
         try:
             self._listen(self._opening())
             for number in recovered:
-                self._finished(number, TrialState.FAIL, (), reason="its process ended; queued again")
-            if places_taken(self._study) >= self._total():
-                done = f"the study has the {self._total()} trials that were asked for"
-                self._listen(Notice(message=f"{done}; hpo sweep with a larger --trials goes on"))
-            self._started = time.monotonic()  # opening MLflow takes seconds that belong to no trial
+                self._trials.finished(number, TrialState.FAIL, reason="its process ended; queued again")
+            if places_taken(self._study) >= self._budget.total:
+                done = f"the study has the {self._budget.total} trials that were asked for"
+                go_on = "paused ones that may still win go on" if self._trials.has_second_look else MORE_TRIALS
+                self._say(f"{done}; {go_on}")
+            self._started = self._clock()  # opening MLflow takes seconds that belong to no trial
             self._work()
             interrupted = False
         except BaseException as error:
@@ -128,14 +124,32 @@ class Sweep:
             self._listen(SweepFinished(interrupted=interrupted))
 
     def _work(self) -> None:
-        """Start jobs while there is room and a budget, and hear them, until none runs."""
+        """Start jobs while there is room and a budget, and hear them, until none runs or the deadline has passed."""
         while True:
             while self._start_job():
                 pass
             self._slots.dismiss_idle()
             if not self._slots:
-                return
-            self._hear(self._slots.hear())
+                break
+            self._hear(self._slots.hear(self._deadline.wait_s))
+            if self._deadline.is_over:  # one that was asked to stop did not, or waits for devices
+                self._end_jobs()
+                break
+            for label in self._deadline.late():
+                if label.trial is not None and label.fold is not None:
+                    self._running[label.trial].folds.park(label.fold)
+        self._close()
+
+    def _close(self) -> None:
+        """No job runs any more: say what is left of the trials, and of the budget."""
+        for running in [*self._running.values()]:  # their other folds would not have ended in time
+            self._park(running)
+        if self.parked:
+            trials = f"trial{'s' * (len(self.parked) > 1)} {', '.join(map(str, self.parked))}"
+            at = f"budget.deadline of {self._definition.config.budget.deadline:g} s"
+            self._say(f"{at}: {trials} parked and queued again; the same command continues the study")
+        if self._budget.config.device_hours is not None and (above := self._budget.overrun(self._spent())):
+            self._say(above)
 
     def _start_job(self) -> bool:
         """Start the next fold of a trial that waits, or of a new trial, or another of one that runs.
@@ -148,29 +162,37 @@ class Sweep:
         running = self._waiting(beside_others=is_fold_first) or self._new_trial() or self._waiting(beside_others=True)
         if running is None or running.folds.is_over:
             return running is not None
+        if not self._has_time(running):  # a new one that goes on with another, and has more to train than is known
+            return False
         num_devices = self._resources.offer(running.folds.config, self._num_jobs_left())
         if num_devices:
             label = running.folds.next_label
+            self._deadline.start(label, running.folds.next_epochs)
             self._slots.start(running.folds.start(self._resources.take(label, num_devices)))
         return num_devices > 0
 
     def _waiting(self, *, beside_others: bool) -> Running | None:
         """The first trial with a fold to start: one of which none runs, or any if folds may run side by side."""
         any_will_do = beside_others and self._definition.config.resources.parallel_folds != "off"
-        waiting = (each for each in self._trials.values() if each.folds.num_left)
+        waiting = (each for each in self._running.values() if each.folds.num_left and self._has_time(each))
         return next((each for each in waiting if any_will_do or not each.folds.num_running), None)
+
+    def _has_time(self, running: Running) -> bool:
+        return self._deadline.fits(running.trial.number, len(running.folds.next_epochs))
 
     def _new_trial(self) -> Running | None:
         """A trial that is told at once, when there is nothing to run, comes back as one that is over."""
-        if len(self._trials) >= self._resources.max_trials:
+        if len(self._running) >= self._resources.max_trials:
             return None
         self._asks = self._asks and self._goes_on()
-        return self._begin_trial() if self._asks else None
+        if self._asks:
+            self._trials.promote()  # it goes first
+        return self._begin_trial() if self._asks or self._takes_up_another() else None
 
     def _num_jobs_left(self) -> int:
         folds = self._definition.job.cross_validation.num_splits
-        to_ask = self._total() - places_taken(self._study) if self._asks else 0
-        return sum(each.folds.num_left for each in self._trials.values()) + max(0, to_ask) * folds
+        to_ask = self._budget.total - places_taken(self._study) if self._asks else 0
+        return sum(each.folds.num_left for each in self._running.values()) + max(0, to_ask) * folds
 
     def _hear(self, event: Event | None) -> None:
         """Pass on what a job tells, and decide what follows from it."""
@@ -179,17 +201,29 @@ class Sweep:
         self._listen(event)
         if not isinstance(event, JobProgress | JobFinished) or event.label.trial is None or event.label.fold is None:
             return
-        running = self._trials[event.label.trial]
+        running = self._running[event.label.trial]
         if isinstance(event, JobProgress):
+            self._ledger.hear(event)
+            self._deadline.hear(event.label, event.record)
             self._resources.hear(event.label, event.record)
             running.folds.hear(event.label.fold, event.record)
             return
         self._resources.give_back(event.label)
+        self._account(event)
         if event.result is not None:
             running.folds.finish(event.label.fold, event.result)
         if event.result is not None and running.folds.is_over:
             self._slots.dismiss_idle()  # while the next trial is asked for
             self._tell(running)
+
+    def _account(self, event: JobFinished) -> None:
+        """Write down what a fold took; how long folds take is learned from those that were trained as a whole."""
+        running = None if event.label.trial is None else self._running.get(event.label.trial)
+        is_complete = event.result is not None and event.result.status is JobStatus.COMPLETE
+        is_whole = is_complete and running is not None and event.label.fold not in running.folds.begun
+        self._deadline.finish(event.label, event.usage.seconds if event.usage and is_whole else None)
+        if running is not None:
+            self._ledger.write(running.trial, event, is_whole=is_whole)
 
     def _end_jobs(self) -> None:
         """End every job, and hear of it; nothing of it counts."""
@@ -199,6 +233,8 @@ class Sweep:
                 event = self._slots.hear()
                 if event is not None:
                     self._listen(event)
+                if isinstance(event, JobFinished):
+                    self._account(event)
             except KeyboardInterrupt:
                 self._slots.cancel(at_once=True)
             except Exception:  # what broke one often breaks them all
@@ -208,44 +244,63 @@ class Sweep:
         self._listen(Notice(message=text))
 
     def _goes_on(self) -> bool:
-        budget = self._definition.config.budget
-        num_taken = places_taken(self._study)
-        if self.hopeless is not None or num_taken >= self._total():
-            if running := num_taken - num_finished(self._study) - len(self._trials):
-                self._listen(Notice(message=f"the last {running} of {self._total()} trials run in other processes"))
-            return False
-        if budget.timeout is not None and time.monotonic() - self._started >= budget.timeout:
-            self._listen(
-                Notice(message=f"budget.timeout of {budget.timeout:g} s is over; the same command continues the study")
-            )
-            return False
-        return True
+        """Whether another trial may begin; says why not."""
+        spent = self._spent()
+        reason = "" if self.hopeless is not None else self._budget.reason_to_end(spent)
+        here = sum(REVIVES not in each.trial.user_attrs for each in self._running.values())
+        if reason == "" and (running := spent.trials - num_finished(self._study) - here) > 0:
+            reason = f"the last {running} of {self._budget.total} trials run in other processes"
+        if reason:
+            self._say(reason)
+        return reason is None
 
-    def _total(self) -> int:
-        points = grid_size(self._definition)
-        trials = self._definition.config.budget.trials
-        return trials if points is None else min(trials, points)
+    def _spent(self) -> Spent:
+        """By the study and its other processes, and by the jobs that run here."""
+        so_far, seconds = spent(self._study, self._definition), self._clock() - self._started
+        is_queued = tally_of(self._study).states()[OptunaState.WAITING] > 0  # and may have little left to train
+        has_time = self._deadline.fits(None, 1 if is_queued else self._trials.first_epochs)
+        device_s = so_far.device_s + self._ledger.running_s
+        return replace(so_far, device_s=device_s, seconds=seconds, has_time=has_time)
+
+    def _takes_up_another(self) -> bool:
+        """Whether a stopped trial is worth a second look, now that all new ones have had their turn."""
+        if self.hopeless is not None or self.parked or not self._looks:
+            return False
+        # It takes no new place, and pauses are no lack of progress.
+        reason = self._budget.reason_to_end(replace(self._spent(), trials=0, streak=0))
+        if reason is None:
+            return self._trials.second_look()
+        self._looks = False
+        if self._trials.has_second_look:
+            self._say(f"{reason}; paused trials that may still win wait for it")
+        return False
+
+    def _deadline_from(self, began: float) -> Deadline:
+        if (wanted := self._definition.config.budget.deadline) is None:
+            return Deadline(math.inf, (), self._clock)
+        known = [time.seconds / time.epochs for time in fold_times(self._study, self._definition)]
+        return Deadline(began + wanted, known, self._clock)
 
     def _opening(self) -> SweepStarted:
         config = self._definition.config
         return SweepStarted(
             study=config.study,
             study_uid=self._study.user_attrs[UID],
-            metric=config.objective.metric,
-            direction=config.objective.direction,
+            metric=self._definition.criteria.metric,
+            direction=self._definition.criteria.direction,
             num_splits=self._definition.job.cross_validation.num_splits,
             finished_trials=num_finished(self._study),
-            total_trials=self._total(),
+            total_trials=self._budget.total,
             best_value=best_value(self._study),
             definition=self._definition.identity(),
         )
 
     def _begin_trial(self) -> Running | None:
-        taken = take_place(self._study, self._definition, self._total())
+        taken = take_place(self._study, self._definition, self._budget.total)
         if taken is None:
             return None  # another process took the last place at the same moment
         trial, params = taken
-        running = self._trials[trial.number] = Running(trial, self._folds(trial, params))
+        running = self._running[trial.number] = self._trials.begin(trial, params)
         if running.folds.is_over:
             self._tell(running)
         return running
@@ -263,83 +318,26 @@ class Sweep:
             else:
                 self._study.tell(trial.number, state=OptunaState.FAIL)
         for trial in given_back:
-            self._finished(trial.number, TrialState.FAIL, (), reason=reason)
-
-    def _folds(self, trial: optuna.Trial, params: dict[str, Any]) -> Folds:
-        """The folds of a new trial; over before they begin when the values do not go together or will not fit."""
-        try:
-            config, failure = self._definition.trial_config(params), None
-        except ConfigError as error:
-            config, failure = self._definition.job, Failure(kind=FailureKind.CONFIG, message=str(error))
-        self._listen(TrialStarted(number=trial.number, params=params, config=config))
-        objective = self._definition.config.objective
-        split_id = known_split(self._study, self._definition) or config.cross_validation.split_id
-        config = config.with_values({"cross_validation.split_id": split_id})
-        folder = trial_folder(self._study, trial.number)
-        values: dict[int, float] = {}
-
-        def on_epoch(fold: int, epoch: int, value: float) -> str:
-            step = self._axis.step(fold, epoch)
-            try:
-                if step not in values:  # or it did so in the first attempt of a fold
-                    trial.report(value, step)
-            except UpdateFinishedTrialError:
-                return "it was ended from outside"
-            values[step] = value
-            return self._pruner.reason_to_stop(values, fold, epoch)
-
-        label = JobLabel(study=self._study.study_name, trial=trial.number)
-        folds = Folds(config, folder, label, objective.metric, on_epoch)
-        folds.failure = failure
-        if failure is None:
-            self._keep_config(trial, config, folder)
-            folds.stopped = self._too_large(trial, self._resources.placed(config))
-        return folds
-
-    def _too_large(self, trial: optuna.Trial, config: JobConfig) -> str:
-        """Why `config` will not fit its devices; the sampler learns it as a violated constraint."""
-        found = self._memory.overshoot(config)
-        if found is None:
-            return ""
-        trial.set_constraint(CONSTRAINT, found[0])
-        return found[1] if found[0] > 0 else ""
-
-    def _keep_config(self, trial: optuna.Trial, config: JobConfig, folder: Path) -> None:
-        """The resolved configuration beside the folds, and as an artifact that optuna-dashboard shows."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "config.yaml"
-        write_atomically(path, dump_yaml(config.model_dump()).encode())
-        upload_artifact(artifact_store=artifact_store(self._definition.root), file_path=str(path), study_or_trial=trial)
+            self._trials.finished(trial.number, TrialState.FAIL, reason=reason)
 
     def _tell(self, running: Running) -> None:
-        """A trial is over: tell the study."""
-        del self._trials[running.trial.number]
+        """A trial is over: tell the study, or queue what is left of it."""
+        if running.folds.is_parked:
+            return self._park(running)
+        del self._running[running.trial.number]
         self._resources.forget(running.trial.number)
-        try:
-            self._tell_study(running.trial, running.folds)
-        except UpdateFinishedTrialError:
-            self._finished(running.trial.number, TrialState.FAIL, (), reason="it was ended from outside")
+        self._trials.tell(running)
+        self._failures.append(running.folds.failure)
+        self.hopeless = hopeless(self._failures)
 
-    def _tell_study(self, trial: optuna.Trial, folds: Folds) -> None:
-        trial.set_user_attr(FOLD_SCORES, list(folds.scores))
-        trial.set_user_attr(SPLIT_ID, folds.split_id)
-        self._failures.append(folds.failure)
-        if folds.failure is not None:
-            trial.set_user_attr(FAILURE, asdict(folds.failure))
-            self._study.tell(trial, state=OptunaState.FAIL)
-            reason = f"{folds.failure.kind}: {folds.failure.message}"
-            self._finished(trial.number, TrialState.FAIL, folds.scores, reason=reason)
-            self.hopeless = hopeless(self._failures)
-        elif folds.stopped:
-            self._study.tell(trial, state=OptunaState.PRUNED)
-            self._finished(trial.number, TrialState.PRUNED, folds.scores, reason=folds.stopped)
-        else:
-            self._study.tell(trial, folds.mean)
-            self._finished(trial.number, TrialState.COMPLETE, folds.scores, value=folds.mean)
-
-    def _finished(self, number: int, state: TrialState, scores: tuple[float, ...], **details: Any) -> None:
-        details |= {"best_value": best_value(self._study), "num_finished": num_finished(self._study)}
-        self._listen(TrialFinished(number=number, state=state, fold_scores=scores, **{"value": None, **details}))
+    def _park(self, running: Running) -> None:
+        """What would not end before the deadline is queued again, as after Ctrl-C."""
+        number = running.trial.number
+        del self._running[number]
+        self._resources.forget(number)
+        interrupt(self._study, number, running.trial.params)
+        self.parked.append(number)
+        self._trials.finished(number, TrialState.FAIL, reason="parked before the deadline; queued again")
 
 
 def hopeless(failures: list[Failure | None]) -> Failure | None:

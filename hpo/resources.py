@@ -170,7 +170,7 @@ class _Scaling:
         self._num_devices = num_devices
         self._trial: int | None = None
         self._tries = 0
-        self._started: dict[JobLabel, float] = {}
+        self._started: dict[JobLabel, Record] = {}
         self._step_s: dict[int, float] = {}
         """By number of devices."""
         self.efficiency = 0.0
@@ -183,15 +183,19 @@ class _Scaling:
     def learn(self, label: JobLabel, num_devices: int, record: Record) -> bool:
         """Whether it is known now, and was not before."""
         if record.event is Event.START:
-            self._started[label] = record.time
+            self._started[label] = record
             if num_devices == self._num_devices and label.fold == 0 and self._trial is None:
                 self._trial, self._tries = label.trial, self._tries + 1
-        elif label.trial == self._trial and record.step and label in self._started and not self.efficiency:
-            self._step_s[num_devices] = (record.time - self._started[label]) / record.step
+        elif label.trial == self._trial and self._num_steps(label, record) and not self.efficiency:
+            self._step_s[num_devices] = (record.time - self._started[label].time) / self._num_steps(label, record)
             if label.fold == 1 and record.event is Event.EVALUATE and self._num_devices in self._step_s:
                 self.efficiency = self._step_s[num_devices] / self._step_s[self._num_devices] / self._num_devices
                 return True
         return False
+
+    def _num_steps(self, label: JobLabel, record: Record) -> int:
+        """Since the job started, which may be in the middle of a training."""
+        return record.step - self._started[label].step if label in self._started else 0
 
     def forget(self, trial: int) -> None:
         """If this was the trial to learn from and it taught nothing, take another."""

@@ -7,7 +7,9 @@ owns the slots.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
+import time
 from queue import Empty, SimpleQueue
 
 from hpo import interruption
@@ -61,13 +63,15 @@ class Slots:
                 slot.next.put(None)
                 slot.is_idle = False
 
-    def hear(self) -> Event | None:
-        """Wait for the next event; None when a slot has ended. Raises the error that ended it."""
-        heard = None
+    def hear(self, wait_s: float = math.inf) -> Event | None:
+        """Wait for the next event, `wait_s` at most; None then, and when a slot has ended. Raises what ended it."""
+        heard, until = None, time.monotonic() + wait_s
         while heard is None:  # in short waits, which a signal that another thread got cannot outlast
             interruption.raise_lost()
             with contextlib.suppress(Empty):
-                heard = self._heard.get(timeout=0.5)
+                heard = self._heard.get(timeout=min(0.5, max(0.0, until - time.monotonic())))
+            if heard is None and time.monotonic() >= until:
+                return None
             if heard is None and self._cancellation.is_requested():  # Ctrl-C may have taken the last word of a thread
                 heard = next((slot for slot, thread in self._slots.items() if not thread.is_alive()), None)
         if isinstance(heard, _Slot):

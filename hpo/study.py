@@ -24,6 +24,7 @@ from optuna.samplers import (
     CmaEsSampler,
     GPSampler,
     GridSampler,
+    NSGAIISampler,
     PartialFixedSampler,
     QMCSampler,
     RandomSampler,
@@ -31,15 +32,16 @@ from optuna.samplers import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.bounded_tpe import BoundedTPESampler
+from hpo.criteria import objectives_of
 from hpo.definition import StudyDefinition
-from hpo.errors import NoBestTrialError, StorageError, StudyChangedError, StudyNotFoundError
+from hpo.errors import HpoError, NoBestTrialError, StorageError, StudyChangedError, StudyNotFoundError
+from hpo.history import HistorySampler
 from hpo.launchers import job_id_prefix, kill_processes
 from hpo.masking import masked
 from hpo.search_space import distribution, grid, sample
-from hpo.study_config import ParameterConfig, SamplerConfig
-from hpo.tally import INTERRUPTED, tally_of
-from training.config import flatten
+from hpo.study_config import ParameterConfig
+from hpo.tally import AUDIT, CONTINUES, INTERRUPTED, REVIVES, RUNG, SAMPLED, tally_of
+from training.config import JobConfig, flatten
 from training.run_dir import RunDir
 
 OWNERLESS_S = 5.0
@@ -50,10 +52,9 @@ CLOCK_STEP_S = 5.0
 UID, IDENTITY, FOLDER, DEFINITION = "hpo:uid", "hpo:definition", "hpo:folder", "hpo:study"
 """Study attributes: its unique id, what makes its scores comparable, its folder of run directories, and all of its
 definition as it was last swept, for workers."""
-OWNER, SAMPLED = "hpo:owner", "hpo:sampled"
-FOLD_SCORES, FAILURE, SPLIT_ID = "hpo:fold_scores", "hpo:failure", "hpo:split_id"
-"""Trial attributes: the process evaluating it, its complete parameters; its folds' scores, why it failed, the identity
-of the samples and folds it was scored on. INTERRUPTED is another (hpo/tally.py)."""
+OWNER, FAILURE, SPLIT_ID, REASON = "hpo:owner", "hpo:failure", "hpo:split_id", "hpo:reason"
+"""Trial attributes: the process evaluating it, why it failed, the identity of the samples and folds it was scored on,
+why it was stopped. Others are in hpo/tally.py."""
 LOCK_POLL_S = 0.01
 """How often a sweep looks whether another one beside it has done asking."""
 
@@ -62,7 +63,10 @@ def open_study(definition: StudyDefinition, storage: optuna.storages.BaseStorage
     """Create the study or continue it. Raises StudyChangedError with the difference when it was made otherwise."""
     config = definition.config
     study = optuna.create_study(
-        study_name=config.study, storage=storage, direction=config.objective.direction, load_if_exists=True
+        study_name=config.study,
+        storage=storage,
+        directions=[objective.direction for objective in config.objectives],
+        load_if_exists=True,
     )
     if IDENTITY not in study.user_attrs:
         with _only_process(definition):  # or two that begin together would each give it a folder
@@ -124,7 +128,9 @@ def _only_process(definition: StudyDefinition) -> Iterator[None]:
 
 
 def _initialize(study: optuna.Study, definition: StudyDefinition) -> None:
-    if study.get_trials(deepcopy=False) or study.direction.name.lower() != definition.config.objective.direction:
+    directions = [direction.name.lower() for direction in study.directions]
+    wanted = [objective.direction for objective in definition.config.objectives]
+    if study.get_trials(deepcopy=False) or directions != wanted:
         raise StudyChangedError(
             f"study '{study.study_name}' was not made by this definition; give yours a new name (study: in its file)"
         )
@@ -136,7 +142,7 @@ def _initialize(study: optuna.Study, definition: StudyDefinition) -> None:
     study.set_user_attr(FOLDER, str(folder.path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names([definition.config.objective.metric])
+        study.set_metric_names([objective.metric for objective in definition.config.objectives])
     study.set_user_attr(IDENTITY, definition.identity())  # last: its presence says that the others are there
 
 
@@ -144,7 +150,7 @@ def _may_be_redefined(study: optuna.Study, differences: list[str]) -> bool:
     """While a study has no score there is none to compare with: a mistake in its configuration can be corrected."""
     unscored = (TrialState.FAIL, TrialState.WAITING)
     is_unscored = all(trial.state in unscored for trial in study.get_trials(deepcopy=False))
-    return is_unscored and not any(line.startswith(("objective.", "search_space.")) for line in differences)
+    return is_unscored and not any(line.startswith(("objective", "search_space.")) for line in differences)
 
 
 def _refuse_contradictions(study: optuna.Study, definition: StudyDefinition) -> None:
@@ -168,15 +174,17 @@ def folder_of(study: optuna.Study) -> Path:
     return Path(study.user_attrs[FOLDER])
 
 
-def trial_folder(study: optuna.Study, number: int) -> Path:
-    """The folder of one trial: its ``config.yaml`` and the run directories of its folds."""
-    return folder_of(study) / f"trial_{number:04d}"
+def trial_folder(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> Path:
+    """The folder of one trial: its ``config.yaml`` and the run directories of its folds.
+
+    One that goes on where another was cut short works in the folder of that one.
+    """
+    return folder_of(study) / f"trial_{trial.user_attrs.get(CONTINUES, trial.number):04d}"
 
 
 def identity_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """A line for each incompatible change; wider or narrower ranges and added or removed parameters are compatible."""
-    old, new = stored["objective"], wanted["objective"]
-    lines = [f"objective.{key}: {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
+    lines = [*_objective_differences(stored, wanted)]
     for name in sorted(set(stored["search_space"]) & set(wanted["search_space"])):
         before, after = (side["search_space"][name] for side in (stored, wanted))
         try:
@@ -185,12 +193,26 @@ def identity_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list
             lines.append(f"search_space.{name}: {_brief(before)} -> {_brief(after)}")
     if stored["max_epochs"] != wanted["max_epochs"]:  # the axis of the reported values (hpo/pruning.py)
         lines.append(f"highest training.epochs: {stored['max_epochs']} -> {wanted['max_epochs']}")
-    old, new = stored["config"], wanted["config"]
+    # A key that a version before this one did not know had what is its default now.
+    old, new = ({**dict(flatten(JobConfig().model_dump())), **side["config"]} for side in (stored, wanted))
     searched = {*stored["search_space"], *wanted["search_space"]}
     for key in sorted({*old, *new} - searched):
         if old.get(key) != new.get(key):
             lines.append(f"config.{key}: {old.get(key)} -> {new.get(key)}")
     return lines
+
+
+def _objective_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    """Of the objectives, and of the constraints."""
+    old, new = objectives_of(stored), objectives_of(wanted)
+    for number, (before, after) in enumerate(zip(old, new, strict=False)):
+        name = f"objective.{number}" if old[1:] and new[1:] else "objective"
+        yield from (f"{name}.{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key])
+    if len(old) != len(new):
+        yield f"objective: {len(old)} -> {len(new)} objectives"
+    if stored.get("constraints", []) != wanted.get("constraints", []):
+        bounds = (map(_brief, each.get("constraints", [])) for each in (stored, wanted))
+        yield f"constraints: {' -> '.join(', '.join(each) or 'none' for each in bounds)}"
 
 
 def _distribution(parameter: dict[str, Any]) -> optuna.distributions.BaseDistribution:
@@ -204,15 +226,18 @@ def _brief(parameter: dict[str, Any]) -> str:
 def take_place(
     study: optuna.Study, definition: StudyDefinition, total: int
 ) -> tuple[optuna.Trial, dict[str, Any]] | None:
-    """The next trial and its hyperparameters, or None when `total` places are taken: by sweeps beside this one, too."""
+    """The next trial and its hyperparameters, or None when `total` places are taken: by sweeps beside this one, too.
+
+    One that takes up a stopped trial takes the place of that one.
+    """
     with _one_at_a_time(study):  # they see it before they sample
-        if places_taken(study) >= total:
+        if places_taken(study) >= total and not tally_of(study).is_one_to_revive():
             return None
         trial, params = ask(study, definition)
-    if places_taken(study, before=trial.number) >= total:  # a sweep that does not see the lock took the last place
-        withdraw(study, trial.number)
-        return None
-    return trial, params
+    if REVIVES in trial.user_attrs or places_taken(study, before=trial.number) < total:
+        return trial, params
+    withdraw(study, trial.number)  # a sweep that does not see the lock took the last place
+    return None
 
 
 def _one_at_a_time(study: optuna.Study) -> FileLock:
@@ -259,7 +284,7 @@ def _sampler(definition: StudyDefinition, done: int) -> BaseSampler:
     seed = int(np.random.SeedSequence((config.seed, done)).generate_state(1)[0])
     build: dict[str, Callable[[], BaseSampler]] = {
         "random": lambda: RandomSampler(seed=seed),
-        "tpe": lambda: _tpe(config, seed=seed, group=_is_conditional(definition)),
+        "tpe": lambda: TPESampler(seed=seed, n_startup_trials=config.startup_trials, group=_is_conditional(definition)),
         "gp": lambda: GPSampler(seed=seed, n_startup_trials=config.startup_trials),
         "cmaes": lambda: CmaEsSampler(
             seed=seed, n_startup_trials=config.startup_trials, warn_independent_sampling=False
@@ -271,15 +296,13 @@ def _sampler(definition: StudyDefinition, done: int) -> BaseSampler:
             warn_independent_sampling=False,
             warn_asynchronous_seeding=False,
         ),
+        "nsga2": lambda: NSGAIISampler(seed=seed, population_size=config.startup_trials),
         "grid": lambda: _Grid(grid(definition.config.search_space, definition.pinned), seed=config.seed),
     }
     sampler = build[config.name]()
+    if config.name in ("tpe", "gp", "cmaes", "nsga2"):  # they learn
+        sampler = HistorySampler(sampler, config.max_history)
     return PartialFixedSampler(definition.pinned, sampler) if definition.pinned else sampler
-
-
-def _tpe(config: SamplerConfig, *, seed: int, group: bool) -> TPESampler:
-    options: dict[str, Any] = {"seed": seed, "n_startup_trials": config.startup_trials, "group": group}
-    return TPESampler(**options) if config.max_history is None else BoundedTPESampler(config.max_history, **options)
 
 
 def _is_conditional(definition: StudyDefinition) -> bool:
@@ -317,11 +340,27 @@ def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
-    """The completed trial with the best value. Raises NoBestTrialError."""
+    """The completed trial with the best value, of those that violate no constraint. Raises NoBestTrialError."""
     try:
         return study.best_trial
     except ValueError as error:
-        raise NoBestTrialError(f"study '{study.study_name}' has no completed trial yet; see hpo status") from error
+        kept = " that keeps its constraints" if "constraints" in study.user_attrs.get(IDENTITY, {}) else ""
+        message = f"study '{study.study_name}' has no completed trial yet{kept}; see hpo status"
+        raise NoBestTrialError(message) from error
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether the trial violates no constraint, as far as is known."""
+    return all(violation <= 0.0 for violation in trial.constraints.values())
+
+
+def require_one_objective(study: optuna.Study, what: str) -> None:
+    """Raises HpoError, saying that `what` is not for several."""
+    if len(study.directions) > 1:
+        raise HpoError(
+            f"study '{study.study_name}' has {len(study.directions)} objectives and no one best trial: {what};"
+            f" hpo best --study {study.study_name} shows its front"
+        )
 
 
 def best_value(study: optuna.Study) -> float | None:
@@ -337,7 +376,7 @@ def this_process() -> dict[str, Any]:
 
 
 def interrupt(study: optuna.Study, number: int, params: dict[str, Any]) -> None:
-    """Tell a trial that was cut short FAIL, and queue its hyperparameters for the next sweep; not one already told."""
+    """Tell a trial that was cut short FAIL, and queue another that goes on with it; not one already told."""
     trial = _trial(study, number)
     if trial.state.is_finished():
         return
@@ -346,7 +385,23 @@ def interrupt(study: optuna.Study, number: int, params: dict[str, Any]) -> None:
     # A trial cut short while it was sampled has nothing to keep, unless it was queued itself.
     kept = params if SAMPLED in trial.user_attrs else trial.system_attrs.get("fixed_params")
     if kept is not None:
-        study.enqueue_trial(kept, user_attrs={"hpo:retry_of": number})
+        study.enqueue_trial(kept, user_attrs=_lineage(trial))
+
+
+def revive(study: optuna.Study, number: int, **attributes: Any) -> bool:
+    """Queue another trial that goes on with a stopped one, unless another process has. Returns whether it did."""
+    with _one_at_a_time(study):
+        trial = _trial(study, number)
+        if number in tally_of(study).taken_up():
+            return False
+        study.enqueue_trial(trial.user_attrs[SAMPLED], user_attrs={**_lineage(trial), REVIVES: number, **attributes})
+    return True
+
+
+def _lineage(trial: FrozenTrial) -> dict[str, int]:
+    """The attributes of a trial that goes on with `trial`."""
+    inherited = {key: trial.user_attrs[key] for key in (REVIVES, RUNG, AUDIT) if key in trial.user_attrs}
+    return {CONTINUES: trial.user_attrs.get(CONTINUES, trial.number), **inherited}
 
 
 def withdraw(study: optuna.Study, number: int) -> None:
@@ -377,7 +432,7 @@ def recover(study: optuna.Study) -> list[int]:
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         stale = [trial for trial in running if not _is_alive(trial)]
         for trial in stale:
-            kill_processes(job_id_prefix(trial_folder(study, trial.number)))
+            kill_processes(job_id_prefix(trial_folder(study, trial)))
             interrupt(study, trial.number, trial.params)
     return [trial.number for trial in stale]
 

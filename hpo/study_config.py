@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from training.config import Section
+from training.config import Section, Size
 
 Scalar = None | bool | int | float | str
 SafeInt = Annotated[int, Field(ge=-(2**53), le=2**53)]
@@ -32,12 +32,47 @@ Duration = Annotated[float, BeforeValidator(parse_duration)]
 
 
 class ObjectiveConfig(Section):
-    """What a trial is judged by: the mean of this metric over the folds."""
+    """What a trial is judged by: the mean of this metric over the folds. A list of two or more of these searches for
+    the trials that no other one beats in all of them (docs/objectives.md)."""
 
     metric: str
-    """A metric of the task, such as `accuracy` or `loss`."""
+    """A metric of the task, such as `accuracy` or `loss`, or one of any task: `parameters` or `inference_ms`, which
+    `output.measure` explains."""
     direction: Literal["maximize", "minimize"]
     """Which way is better."""
+
+
+class ConstraintConfig(Section):
+    """A list of what a trial must keep: the mean of a metric over the folds, on one side of a bound. A trial that does
+    not is never the best, nor what others are stopped for."""
+
+    metric: str
+    """As of an objective."""
+    at_most: float | None = None
+    """The highest allowed value."""
+    at_least: float | None = None
+    """The lowest allowed value, in place of `at_most`."""
+
+    @model_validator(mode="after")
+    def _has_one_bound(self) -> Self:
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError(f"the constraint on {self.metric} needs exactly one of at_most and at_least")
+        return self
+
+    @property
+    def name(self) -> str:
+        """``parameters.at_most``"""
+        return f"{self.metric}.{'at_least' if self.at_most is None else 'at_most'}"
+
+    @property
+    def text(self) -> str:
+        """``parameters at most 5000``"""
+        at_least = f"at least {self.at_least:g}" if self.at_least is not None else ""
+        return f"{self.metric} {at_least or f'at most {self.at_most:g}'}"
+
+    def violation(self, value: float) -> float:
+        """How far `value` is on the wrong side; zero or less when it is allowed."""
+        return value - self.at_most if self.at_most is not None else (self.at_least or 0.0) - value
 
 
 class ParameterConfig(Section):
@@ -102,12 +137,12 @@ class ParameterConfig(Section):
 class SamplerConfig(Section):
     """How hyperparameters are chosen."""
 
-    name: Literal["tpe", "random", "gp", "cmaes", "qmc", "grid"] = "tpe"
-    """Optuna's sampler; `grid` needs choices, ints, or floats with a step."""
+    name: Literal["tpe", "random", "gp", "cmaes", "nsga2", "qmc", "grid"] = "tpe"
+    """Optuna's sampler; `grid` needs choices, ints, or floats with a step. All but `cmaes` know several objectives."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """The same seed samples the same trials, also when a sweep is continued."""
     startup_trials: Annotated[int, Field(ge=1)] = 10
-    """Random trials before tpe, gp or cmaes begin to model."""
+    """Random trials before tpe, gp or cmaes begin to model; of nsga2, the trials of a generation (at least 2)."""
     max_history: Annotated[int, Field(ge=100)] | None = None
     """Let tpe model the best 25 trials and the newest others, this many in all; null is all, slower by each trial."""
 
@@ -119,14 +154,92 @@ class SamplerConfig(Section):
             raise ValueError(f"max_history: {self.max_history} is below startup_trials: tpe would never model")
         return self
 
+    @model_validator(mode="after")
+    def _generation_has_parents(self) -> Self:
+        if self.name == "nsga2" and self.startup_trials < 2:
+            raise ValueError("startup_trials: a generation of nsga2 has at least 2 trials")
+        return self
+
+
+EpochRuleName = Literal["racing", "median", "percentile", "asha", "hyperband", "patience", "none"]
+FoldRuleName = Literal["racing", "aggressive", "forgiving", "wilcoxon", "median", "dominance", "none"]
+_OPTION_OF = {
+    "startup_trials": {"median", "percentile"},
+    "percentile": {"percentile"},
+    "min_epochs": {"asha", "hyperband"},
+    "reduction_factor": {"asha", "hyperband"},
+    "patience": {"patience"},
+    "p_value": {"wilcoxon"},
+    "risk": {"racing", "dominance"},
+}
+
 
 class StoppingConfig(Section):
-    """When a trial that is losing ends early."""
+    """When a trial that is losing ends early: inside a fold, by the curve of that fold, and between folds, by their
+    scores. docs/stopping.md compares the rules."""
 
-    epochs: Literal["median", "none"] = "median"
-    """`median` stops a fold whose best epoch so far is worse than the median of the other trials' up to this epoch."""
+    epochs: EpochRuleName = "racing"
+    """Asked after each epoch but a fold's last. `racing` pauses a trial in its first fold when what became of curves
+    like its own leaves it a chance below `risk` to become the best; `median`: below the median of the other trials' at
+    this epoch of this fold; `percentile`: not among the best `percentile`; `asha`, `hyperband`: successive halving;
+    `patience`: no better for `patience` epochs, and behind the best trial. With several objectives only `none`, and
+    that is the default."""
+    folds: FoldRuleName = "racing"
+    """Asked when a fold ends. `racing` pauses a trial that will more likely than not stay behind the best one, and
+    takes it up again at the end if it has a chance of `risk`; `aggressive`: the mean so far is below the best trial's
+    mean; `forgiving`: below its worst fold; `wilcoxon`: a signed-rank test finds it worse; `median`: below the median
+    of the other trials' on the same folds; `dominance`: another trial is better in every objective. This one and `none`
+    are for several objectives, and it is the default there."""
+    risk: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
+    """racing, dominance: a trial is given up for good when its chance to become the best, or not to be dominated, is
+    below this. Less costs more."""
     startup_trials: Annotated[int, Field(ge=1)] = 5
-    """Never stop before this many other trials came as far."""
+    """median, percentile: never stop before this many other trials came as far."""
+    percentile: Annotated[float, Field(gt=0.0, lt=100.0)] = 25.0
+    """percentile: so many percent go on."""
+    min_epochs: Annotated[int, Field(ge=1)] = 1
+    """asha, hyperband: epochs before the first halving."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """asha, hyperband: one in so many goes on, to so many times the epochs."""
+    patience: Annotated[int, Field(ge=1)] = 3
+    """patience: epochs without a better value."""
+    p_value: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """wilcoxon: stop below this p; n folds reach no less than 1 / 2^n."""
+    audit: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
+    """Let this part of the trials that a rule would stop run to their end, so that `hpo report` can say how often the
+    rule is wrong."""
+
+    @model_validator(mode="after")
+    def _options_are_of_the_rules(self) -> Self:
+        for (
+            option,
+            rules,
+        ) in _OPTION_OF.items():  # a value that is the default changes nothing, and stands in stored ones
+            is_changed = getattr(self, option) != type(self).model_fields[option].default
+            if is_changed and not rules & {self.epochs, self.folds}:
+                names = " or ".join(sorted(rules))
+                raise ValueError(f"stopping.{option} is for the rule {names}, which is not chosen; leave it out")
+        return self
+
+
+class EpochFidelity(Section):
+    """Successive halving over epochs: how many a trial trains before it is paused."""
+
+    min: PositiveInt
+    """Epochs of each fold before the first halving."""
+    max: PositiveInt | None = None
+    """Those of a whole training: `training.epochs`, which null takes."""
+    eta: Annotated[int, Field(ge=2)] = 3
+    """One trial in so many goes on, to so many times the epochs."""
+
+
+class FidelityConfig(Section):
+    """Train many trials a little and few to the end: a paused trial that is promoted goes on from its checkpoints."""
+
+    epochs: EpochFidelity
+    """What is trained less of."""
+    disk: Size | None = None
+    """Of the checkpoints of paused trials, such as 20GB; above it those of the worst go, and would be trained anew."""
 
 
 class BudgetConfig(Section):
@@ -136,6 +249,18 @@ class BudgetConfig(Section):
     """Finished trials in the study, earlier runs of the command counted."""
     timeout: Duration | None = None
     """Start no new trial after this time, such as `30m` or `2h`."""
+    deadline: Duration | None = None
+    """Have the command end by this time after its start, such as `9h` where a machine is lent for so long: no fold is
+    started that is not expected to end by then, what runs is parked at its newest checkpoint, and the next `hpo sweep`
+    continues."""
+    device_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Begin no trial once the jobs of the study took so many hours, times the devices of each: GPUs, or on a CPU ranks.
+    Failed and stopped attempts count. Trials in progress finish, and may exceed it."""
+    target: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Begin no trial once one is complete that is at least as good as this value of the objective."""
+    patience: PositiveInt | None = None
+    """Begin no trial once so many finished trials in a row brought no significant improvement: the best of them does
+    not beat the best before them by more than the noise of the folds they share (one-sided, 5 %)."""
 
 
 class ResourcesConfig(Section):
@@ -171,16 +296,32 @@ class StudyConfig(Section):
     """The configuration this study starts from."""
     config: dict[str, Any] = {}
     """Overrides of the base, with the same keys."""
-    objective: ObjectiveConfig
+    objective: ObjectiveConfig | Annotated[list[ObjectiveConfig], Field(min_length=2)]
+    constraints: list[ConstraintConfig] = []
     cross_validation: dict[str, Any] = {}
     """Overrides of the base's `cross_validation` block."""
     search_space: Annotated[dict[str, ParameterConfig], Field(min_length=1)]
     """Dotted keys of the configuration, and what to try for each."""
     sampler: SamplerConfig = SamplerConfig()
     stopping: StoppingConfig = StoppingConfig()
+    fidelity: FidelityConfig | None = None
     budget: BudgetConfig = BudgetConfig()
     resources: ResourcesConfig = ResourcesConfig()
     storage: str | None = None
     """SQLAlchemy URL of the study database; null is `sqlite:///<output.root>/studies.db`."""
     mlflow: str | None = None
     """MLflow tracking URI, or `off`; null is $MLFLOW_TRACKING_URI or `sqlite:///<output.root>/mlflow.db`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _several_objectives_stop_by_dominance(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("objective"), list):
+            return values
+        given = values.get("stopping", {})
+        stopping = {"epochs": "none", "folds": "dominance", **given} if isinstance(given, dict) else given
+        return {**values, "stopping": stopping}
+
+    @property
+    def objectives(self) -> list[ObjectiveConfig]:
+        """One or several."""
+        return self.objective if isinstance(self.objective, list) else [self.objective]

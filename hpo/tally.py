@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from itertools import groupby
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,11 +30,47 @@ from optuna.storages._rdb.models import (
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy import and_, bindparam, or_, select
+from sqlalchemy.orm import aliased
 
-INTERRUPTED = "hpo:interrupted"
-"""Trial attribute: it was cut short and does not count."""
+from hpo.budget import Told
+from hpo.stopping.dominance import dominates
+
+INTERRUPTED, CONTINUES, REVIVES = "hpo:interrupted", "hpo:continues", "hpo:revives"
+"""Trial attributes: it was cut short and does not count; the trial in whose folder it goes on, the first one if that
+went on itself; the stopped trial that it takes up again, and whose place it takes."""
+RUNG, PAUSED = "hpo:rung", "hpo:paused"
+"""Epochs after which the folds of a trial that was promoted are paused again; it was stopped by a rule that may take it
+up again."""
+SAMPLED, FOLD_SCORES, AUDIT = "hpo:sampled", "hpo:fold_scores", "hpo:audit"
+"""Its complete parameters; its folds' scores by number, null where one did not end; why it would have been stopped, and
+the value to beat then, if it ran on all the same."""
+VIOLATED, ESTIMATE = "hpo:violated", "hpo:estimate"
+"""The constraints it violates, and by how much; with several objectives, what a stopped trial is estimated to have come
+to, one value each (with one, that is its last reported value)."""
+DEVICE_SECONDS = "hpo:device_seconds"
+"""Trial attribute: what all attempts of its folds took so far, in seconds times devices."""
 AT_ONCE = 1000
 """Trials whose values are asked for in one statement."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reported:
+    """What a completed or stopped trial has reported."""
+
+    number: int
+    root: int
+    """The trial in whose folder it went on, or itself."""
+    params: Mapping[str, Any]
+    values: Mapping[int, float]
+    """By step."""
+    fold_scores: Sequence[Any]
+    """By fold; None for one that did not run to its end, or that was not begun. A list where there are several
+    objectives."""
+    is_feasible: bool = True
+    """Whether it violates no constraint."""
+    is_paused: bool = False
+    """Stopped by a rule that may take it up again."""
+
 
 _tallies: WeakKeyDictionary[optuna.Study, Tally] = WeakKeyDictionary()
 
@@ -52,20 +90,33 @@ class Tally:
         if not isinstance(backend, RDBStorage):
             raise TypeError(f"a tally needs a study in a database, not in {type(backend).__name__}")
         self._storage, self._engine, self._study_id = study._storage, backend.engine, study._study_id
-        self._maximize = study.direction is StudyDirection.MAXIMIZE
+        self._signs = [1.0 if direction is StudyDirection.MAXIMIZE else -1.0 for direction in study.directions]
+        self._maximize = self._signs == [1.0]
         self._lock = threading.RLock()
         self._changed = _changed_trials(self._study_id)
-        self._last_id = -1
+        self._last_id, self._num_trials = -1, 0
         self._open: dict[int, tuple[int, TrialState, bool]] = {}
         """Trials that can still change: number, state and whether interrupted, by id."""
+        self._revivals: dict[int, int] = {}
+        """Of trials that take up a stopped one, whose place they take: the number of that one, by number."""
         self._interrupted: set[int] = set()
         """Numbers of those that are over and do not count."""
         self._over: Counter[TrialState] = Counter()
         """Those that are over and count, by state."""
         self._unread_values: list[int] = []
-        self._unread_curves: list[int] = []
-        self._curves: list[Mapping[int, float]] = []
+        self._unread_curves: dict[int, int] = {}
+        """Numbers by id."""
+        self._reported: list[Reported] = []
+        self._unread_seconds: list[int] = []
+        self._values: dict[int, float] = {}
+        """Of the completed trials, by id."""
+        self._ended: dict[int, tuple[datetime, int]] = {}
+        """When the trials that count ended, and their ids, by number."""
         self._best: float | None = None
+        self._front: dict[int, tuple[float, ...]] = {}
+        """With several objectives: values, larger is better, of the trials that no other dominates, by number."""
+        self._device_s = 0.0
+        """Of the trials that are over."""
         self._first: dict[str, Any] = {}
 
     def states(self) -> Counter[TrialState]:
@@ -90,10 +141,23 @@ class Tally:
         """Trials that are evaluated or were, of those numbered below `before`."""
         with self._lock:
             self._read()
-            num_trials = self._over.total() + len(self._interrupted) + len(self._open)
-            end = num_trials if before is None else min(before, num_trials)
-            waits = (number for number, state, is_cut in self._open.values() if is_cut or state is TrialState.WAITING)
-            return end - sum(number < end for number in (*self._interrupted, *waits))
+            end = self._num_trials if before is None else min(before, self._num_trials)
+            waits = {number for number, state, is_cut in self._open.values() if is_cut or state is TrialState.WAITING}
+            return end - sum(number < end for number in {*self._interrupted, *waits, *self._revivals})
+
+    def taken_up(self) -> set[int]:
+        """Numbers of the stopped trials that another one takes up, or has, or is queued to."""
+        with self._lock:
+            self._read()
+            cut_short = self.interrupted()
+            return {stopped for number, stopped in self._revivals.items() if number not in cut_short}
+
+    def is_one_to_revive(self) -> bool:
+        """Whether a trial waits that takes up a stopped one."""
+        with self._lock:
+            self._read()
+            waits = {number for number, state, _ in self._open.values() if state is TrialState.WAITING}
+            return bool(waits & self._revivals.keys())
 
     def running(self) -> list[int]:
         """The ids of the RUNNING trials that were not interrupted, by their numbers."""
@@ -103,33 +167,63 @@ class Tally:
             return [trial_id for _, trial_id in opened if self._open[trial_id][1:] == (TrialState.RUNNING, False)]
 
     def best_value(self) -> float | None:
-        """Value of the best completed trial, if there is one; a trial that violates a constraint is none."""
-        table = TrialValueModel
+        """Value of the best completed trial, if there is one; a trial that violates a constraint is none. Always None
+        with several objectives."""
         with self._lock:
-            self._read()
-            chosen = select(table.trial_id, table.value, table.value_type)
-            rows = list(self._of(self._unread_values, chosen, table.trial_id))
-            self._unread_values = []
-            new = [(table.stored_repr_to_value(*row[1:]), row[0]) for row in rows]
-            for value, trial_id in sorted(new, reverse=self._maximize):
-                if self._best is not None and not (value > self._best if self._maximize else value < self._best):
-                    break
-                if all(violation <= 0.0 for violation in self._storage.get_trial(trial_id).constraints.values()):
-                    self._best = value
+            self._read_values()
             return self._best
 
-    def curves(self) -> Sequence[Mapping[int, float]]:
-        """Reported values by step of each completed or pruned trial, in the order they were found; it only grows."""
+    def front(self) -> list[int]:
+        """With several objectives: numbers of the completed trials that no other dominates; a trial that violates a
+        constraint is none. Else empty."""
+        with self._lock:
+            self._read_values()
+            return sorted(self._front)
+
+    def told(self) -> list[Told]:
+        """The trials that were told and not interrupted, in the order in which they ended."""
+        with self._lock:
+            self._read_values()
+            return [Told(trial_id, self._values.get(trial_id)) for _, trial_id in sorted(self._ended.values())]
+
+    def device_seconds(self) -> float:
+        """What all trials took, those that were interrupted and those that run included."""
+        with self._lock:
+            self._read()
+            self._device_s += self._seconds_of(self._unread_seconds)
+            self._unread_seconds = []
+            return self._device_s + self._seconds_of([*self._open])
+
+    def reported(self) -> Sequence[Reported]:
+        """Each completed or pruned trial that reported something, in the order they were found; it only grows. With
+        several objectives trials report nothing in between, and those are there of which a fold has ended."""
         table = TrialIntermediateValueModel
         with self._lock:
             self._read()
             chosen = select(table.trial_id, table.step, table.intermediate_value, table.intermediate_value_type)
-            rows = list(self._of(self._unread_curves, chosen.order_by(table.trial_id), table.trial_id))
-            self._unread_curves = []
-            for _, reported in groupby(rows, key=lambda row: row[0]):
-                to_value = table.stored_repr_to_intermediate_value
-                self._curves.append({step: to_value(value, kind) for _, step, value, kind in reported})
-            return self._curves
+            rows = list(self._of([*self._unread_curves], chosen.order_by(table.trial_id), table.trial_id))
+            attributes, to_value = self._attributes_of([*self._unread_curves]), table.stored_repr_to_intermediate_value
+            curves = {
+                trial_id: {step: to_value(value, kind) for _, step, value, kind in reported}
+                for trial_id, reported in groupby(rows, key=lambda row: row[0])
+            }
+            if self._signs[1:]:
+                curves = {
+                    trial_id: {} for trial_id in sorted(attributes) if any(attributes[trial_id].get(FOLD_SCORES, ()))
+                }
+            for trial_id, values in curves.items():
+                self._reported.append(_reported(self._unread_curves[trial_id], values, attributes[trial_id]))
+            self._unread_curves = {}
+            return self._reported
+
+    def _attributes_of(self, ids: list[int]) -> defaultdict[int, dict[str, Any]]:
+        """CONTINUES, SAMPLED, FOLD_SCORES, PAUSED and VIOLATED of these trials, by id."""
+        table, found = TrialUserAttributeModel, defaultdict[int, dict[str, Any]](dict)
+        chosen = select(table.trial_id, table.key, table.value_json)
+        chosen = chosen.where(table.key.in_((CONTINUES, SAMPLED, FOLD_SCORES, PAUSED, VIOLATED)))
+        for trial_id, key, value in self._of(ids, chosen, table.trial_id):
+            found[trial_id][key] = json.loads(value)
+        return found
 
     def attributes(self, key: str) -> list[tuple[int, Any]]:
         """Number and value of an attribute, of all trials that have it, as they are now."""
@@ -151,19 +245,60 @@ class Tally:
         asked = {"from": min(self._open, default=self._last_id), "last": self._last_id, "open": [*self._open]}
         with self._engine.connect() as connection:
             rows = connection.execute(self._changed, asked).all()
-        for trial_id, number, state, interrupted in rows:
+        for trial_id, number, state, ended, interrupted, revived in rows:
+            self._num_trials += trial_id > self._last_id
             self._last_id = max(self._last_id, trial_id)
             self._open.pop(trial_id, None)
+            if revived is not None:
+                self._revivals[number] = json.loads(revived)
             if not state.is_finished():
                 self._open[trial_id] = (number, state, interrupted is not None)
             elif interrupted is not None:
                 self._interrupted.add(number)
             else:
                 self._over[state] += 1
+                self._over[TrialState.PRUNED] -= revived is not None  # the one that it took up
+                self._ended[number] = (ended or datetime.min, trial_id)
+                if revived is not None:
+                    self._ended.pop(self._revivals[number], None)
+            if state.is_finished():
+                self._unread_seconds.append(trial_id)
             if state is TrialState.COMPLETE:
                 self._unread_values.append(trial_id)
             if state in (TrialState.COMPLETE, TrialState.PRUNED):
-                self._unread_curves.append(trial_id)
+                self._unread_curves[trial_id] = number
+
+    def _read_values(self) -> None:
+        """Of the trials that were completed since the last time."""
+        self._read()
+        if self._signs[1:]:
+            return self._read_front()
+        table = TrialValueModel
+        chosen = select(table.trial_id, table.value, table.value_type)
+        rows = list(self._of(self._unread_values, chosen, table.trial_id))
+        self._unread_values = []
+        new = [(table.stored_repr_to_value(*row[1:]), row[0]) for row in rows]
+        self._values |= {trial_id: value for value, trial_id in new}
+        for value, trial_id in sorted(new, reverse=self._maximize):
+            if self._best is not None and not (value > self._best if self._maximize else value < self._best):
+                break
+            if all(violation <= 0.0 for violation in self._storage.get_trial(trial_id).constraints.values()):
+                self._best = value
+
+    def _read_front(self) -> None:
+        """The front with the trials that were completed since the last time."""
+        for trial in map(self._storage.get_trial, self._unread_values):
+            values = tuple(sign * value for sign, value in zip(self._signs, trial.values, strict=True))
+            is_feasible = all(violation <= 0.0 for violation in trial.constraints.values())
+            if is_feasible and not any(dominates(each, values) for each in self._front.values()):
+                self._front = {number: each for number, each in self._front.items() if not dominates(values, each)}
+                self._front[trial.number] = values
+        self._unread_values = []
+
+    def _seconds_of(self, ids: list[int]) -> float:
+        attribute = TrialUserAttributeModel
+        chosen = select(attribute.value_json).where(attribute.key == DEVICE_SECONDS)
+        return sum(float(value) for (value,) in self._of(ids, chosen, attribute.trial_id))
 
     def _of(self, ids: list[int], chosen: sqlalchemy.Select[Any], column: Any) -> Iterator[Any]:
         """The rows of `chosen` that belong to the trials `ids`."""
@@ -174,17 +309,39 @@ class Tally:
                 yield from connection.execute(chosen.where(column.in_(ids[start : start + AT_ONCE])))
 
 
+def _reported(number: int, values: Mapping[int, float], found: Mapping[str, Any]) -> Reported:
+    """Of a trial with the attributes `found`."""
+    return Reported(
+        number=number,
+        root=found.get(CONTINUES, number),
+        params=found.get(SAMPLED, {}),
+        values=values,
+        fold_scores=found.get(FOLD_SCORES, []),
+        is_feasible=not found.get(VIOLATED),
+        is_paused=PAUSED in found,
+    )
+
+
 def _changed_trials(study_id: int) -> sqlalchemy.Select[Any]:
     """The trials of the ids `open` and all after `last`; none is below `from`, which spares SQLite its index."""
-    attribute = TrialUserAttributeModel
+    attribute, revival = aliased(TrialUserAttributeModel), aliased(TrialUserAttributeModel)
     is_interrupted = and_(attribute.trial_id == TrialModel.trial_id, attribute.key == INTERRUPTED)
+    is_revival = and_(revival.trial_id == TrialModel.trial_id, revival.key == REVIVES)
     is_new, is_open = (
         TrialModel.trial_id > bindparam("last"),
         TrialModel.trial_id.in_(bindparam("open", expanding=True)),
     )
     return (
-        select(TrialModel.trial_id, TrialModel.number, TrialModel.state, attribute.key)
+        select(
+            TrialModel.trial_id,
+            TrialModel.number,
+            TrialModel.state,
+            TrialModel._datetime_complete_utc,
+            attribute.key,
+            revival.value_json,
+        )
         .outerjoin(attribute, is_interrupted)
+        .outerjoin(revival, is_revival)
         .where(TrialModel.study_id == study_id, TrialModel.trial_id >= bindparam("from"), or_(is_new, is_open))
         .order_by(TrialModel.trial_id)
     )

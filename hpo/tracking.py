@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from hpo.background import LAST_WRITES_S, WRITE_INTERVAL_S, Background
+from hpo.criteria import as_tuple, by_metric
 from hpo.events import (
     Event,
     JobFinished,
@@ -32,7 +33,7 @@ from hpo.events import (
     is_last,
 )
 from hpo.masking import masked, secrets_of
-from hpo.mlflow_runs import RUNNING, Metrics, Point, Run, Runs, Values
+from hpo.mlflow_runs import RUNNING, Model, Point, Run, Runs
 from hpo.trial import JobStatus
 from training.config import flatten
 from training.run_dir import Event as RecordEvent
@@ -49,14 +50,19 @@ _OF_TRIAL = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", Tri
 _OF_JOB = {JobStatus.COMPLETE: "FINISHED", JobStatus.STOPPED: "FINISHED", JobStatus.FAILED: "FAILED"}
 
 
+def tracking_uri(uri: str | None, root: Path) -> str:
+    """That of a study: None is MLFLOW_TRACKING_URI or a SQLite file in `root`."""
+    path = f"{root.absolute()}/mlflow.db".replace("%", "%25").replace("?", "%3F")
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path}"
+
+
 def connect(uri: str | None, root: Path, notice: Callable[[str], None]) -> Background | NoTracker:
     """The tracker of `uri`; None is MLFLOW_TRACKING_URI or a SQLite file in `root`, "off" tracks nothing.
 
     `notice` is called by the thread that sends events. MLflow is being imported when this returns.
     """
     root = root.absolute()
-    path = f"{root}/mlflow.db".replace("%", "%25").replace("?", "%3F")
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path}"
+    uri = tracking_uri(uri, root)
     if uri == "off":
         return NoTracker()
     return Background(partial(MlflowTracker, uri, root / "mlartifacts"), notice)
@@ -70,7 +76,7 @@ class NoTracker:
     def __call__(self, event: Event) -> None:
         """Ignore `event`."""
 
-    def log_model(self, label: JobLabel, folder: Path, *, name: str, metrics: Metrics, params: Values) -> str:
+    def log_model(self, label: JobLabel, model: Model) -> str:
         """Log nothing: there is no URI."""
         return ""
 
@@ -131,8 +137,8 @@ class MlflowTracker:
         """Whether MLflow lacks something."""
         return bool(self._records) or any(not run.is_written for run in self._all())
 
-    def log_model(self, label: JobLabel, folder: Path, *, name: str, metrics: Metrics, params: Values) -> str:
-        """Log `folder` as a model of that job (finished or not) and register it as a version of `name`.
+    def log_model(self, label: JobLabel, model: Model) -> str:
+        """Log `model` as one of that job (finished or not) and register it.
 
         Returns ``models:/NAME/VERSION``, or "" when MLflow did not take it, which is said every time.
         """
@@ -140,9 +146,9 @@ class MlflowTracker:
             run = self._job(label)
             if not run.id:
                 self._runs.write(run)
-            uri = self._runs.log_model(run.id, folder, name, metrics, params)
+            uri = self._runs.log_model(run.id, model)
         except Exception as error:
-            self._notice(f"the model in {folder} is not registered in MLflow: {self._reason(error)}")
+            self._notice(f"the model in {model.folder} is not registered in MLflow: {self._reason(error)}")
             return ""
         self._paused_until = -math.inf
         self._write(LAST_WRITES_S)
@@ -229,7 +235,7 @@ class MlflowTracker:
             name=event.study,
             identity=self._identity("study"),
             started=at,
-            tags={"hpo.metric": event.metric, "hpo.direction": event.direction},
+            tags={"hpo.metric": " ".join(as_tuple(event.metric)), "hpo.direction": " ".join(as_tuple(event.direction))},
             files={"study.yaml": event.definition},
         )
         # One that this process swept before, and of which MLflow may still lack trials.
@@ -277,13 +283,17 @@ class MlflowTracker:
         for fold in run.children.values():
             if fold.status == RUNNING:
                 fold.end("KILLED", at)
-        run.metrics += [(f"fold_{metric}", score, at, fold) for fold, score in enumerate(event.fold_scores)]
+        scored = [(number, score) for number, score in enumerate(event.fold_scores) if score is not None]
+        for number, score in scored:
+            run.metrics += [(f"fold_{name}", value, at, number) for name, value in by_metric(metric, score).items()]
         if event.value is not None:
-            run.metrics.append((metric, event.value, at, 0))
+            run.metrics += [(name, value, at, 0) for name, value in by_metric(metric, event.value).items()]
         run.tags |= {"hpo.state": event.state, **({"hpo.reason": event.reason} if event.reason else {})}
         run.end(_OF_TRIAL[event.state], at)
         if event.best_value is not None:
             study.metrics.append((f"best_{metric}", event.best_value, at, event.number))
+        if event.front:
+            study.metrics.append(("front_size", len(event.front), at, event.number))
         self._make_room(study)
 
     def _finish_sweep(self, event: SweepFinished, at: float) -> None:

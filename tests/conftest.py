@@ -156,7 +156,7 @@ class Browser:
         Raises AssertionError with the last page when `timeout_s` passes first.
         """
         deadline = time.monotonic() + timeout_s
-        _wait_until_it_answers(url, deadline)
+        wait_until_it_answers(url, deadline)
         page = ""
         while (left_s := deadline - time.monotonic()) > 0:
             # The budget is the page's own clock: it jumps over idle time, so five seconds of it cost about one.
@@ -168,7 +168,7 @@ class Browser:
 
     def screenshot(self, url: str, path: Path, timeout_s: float = 90.0) -> None:
         """Write what the page looks like to `path`, a PNG."""
-        _wait_until_it_answers(url, time.monotonic() + timeout_s)
+        wait_until_it_answers(url, time.monotonic() + timeout_s)
         self._run(timeout_s, "--virtual-time-budget=10000", f"--screenshot={path}", url)
         assert path.exists(), f"no screenshot of {url} within {timeout_s:g} s"
 
@@ -193,7 +193,7 @@ class Browser:
                 process.communicate()
 
 
-def _wait_until_it_answers(url: str, deadline: float) -> None:
+def wait_until_it_answers(url: str, deadline: float) -> None:
     """Cheaper than a browser for each try, while a server is still starting. A server that says no has answered."""
     while time.monotonic() < deadline:
         try:

@@ -17,8 +17,9 @@ from sqlalchemy import insert, select
 
 from hpo.definition import StudyDefinition
 from hpo.search_space import distribution
-from hpo.study import FOLD_SCORES, OWNER, SAMPLED, SPLIT_ID, sampled
+from hpo.study import OWNER, SPLIT_ID, sampled
 from hpo.study_config import StudyConfig
+from hpo.tally import FOLD_SCORES, SAMPLED
 from training.config import JobConfig, Layer
 
 EPOCHS = 5

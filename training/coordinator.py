@@ -98,7 +98,7 @@ class TrainingCoordinator:
                 assign(values, (section, key), getattr(self, key))
         settled = job_config(Layer(values, {(): "TrainingCoordinator"}))
         if run_dir is None:
-            settled = settled.with_values({"output.save_model": False})
+            settled = settled.with_values({"output.save_model": False, "output.keep_predictions": False})
         if self.callbacks and settled.training.engine == "native":
             raise _error("callbacks", "only Lightning calls them; add engine='lightning'")
         if self.callbacks and not lightning_is_installed():

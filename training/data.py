@@ -110,7 +110,7 @@ class Split:
 
 
 def split(data: PreparedData, config: CrossValidationConfig) -> Split:
-    """The split of ``config.fold`` (None: all but the test split, and that split).
+    """The split of ``config.fold`` (None: all but the test split, and that split), scored as ``config.score`` says.
 
     Raises DataError when ``config.split_id`` was recorded with other data: their test split could hold samples that
     these trained on.
@@ -126,12 +126,14 @@ def split(data: PreparedData, config: CrossValidationConfig) -> Split:
         return Split(train=np.flatnonzero(folds[0] != TEST), scored=np.flatnonzero(folds[0] == TEST), id=identity)
     repeat, fold = divmod(config.fold, config.folds)
     others = (folds[repeat] != TEST) & (folds[repeat] != fold)
-    return Split(train=np.flatnonzero(others), scored=np.flatnonzero(folds[repeat] == fold), id=identity)
+    scored = folds[repeat] == (TEST if config.score == "test" else fold)
+    return Split(train=np.flatnonzero(others), scored=np.flatnonzero(scored), id=identity)
 
 
 def _folds(data: PreparedData, config: CrossValidationConfig) -> np.ndarray:
     """(repeats, samples): the fold of each sample, TEST for the held-out ones. Kept beside the data, if those are."""
-    path = data.folder and data.folder / f"folds-{_digest(config.model_dump(exclude={'fold', 'split_id'}))}.npy"
+    recipe = config.model_dump(exclude={"fold", "score", "split_id"})
+    path = data.folder and data.folder / f"folds-{_digest(recipe)}.npy"
     with contextlib.suppress(OSError, EOFError, ValueError):  # not there yet, or damaged
         stored = np.load(path) if path else np.empty(0)
         if stored.shape == (config.repeats, len(data)):
@@ -167,8 +169,14 @@ class Loaders:
     eval_batches: int
     """Batches to score on the rank with the most of them."""
     train_samples: int
-    eval_samples: int
+    scored: np.ndarray
+    """Indices of the samples to score, of all ranks together; rank r scores ``scored[r::world_size]``."""
     split_id: str
+
+    @property
+    def eval_samples(self) -> int:
+        """How many are scored, by all ranks together."""
+        return len(self.scored)
 
     def evaluation(self) -> Iterator[tuple[Batch, bool]]:
         """Each batch to score, and whether it counts: a rank with fewer repeats its last, so that all work together."""
@@ -212,7 +220,7 @@ def build_loaders(data: PreparedData, config: JobConfig, context: RunContext, co
         steps_per_epoch=len(train) // config.training.global_batch_size,
         eval_batches=math.ceil(math.ceil(len(scored) / context.world_size) / plan.micro_batch_size),
         train_samples=len(train),
-        eval_samples=len(scored),
+        scored=scored,
         split_id=chosen.id,
     )
 

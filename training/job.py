@@ -7,14 +7,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from training.config import JobConfig
 from training.data import Loaders, build_loaders
 from training.distributed import RunContext
 from training.guardrails import inspect
 from training.layers import checkpoint_activations, compile_layers
+from training.predictions import write_predictions
 from training.process import no_garbage_collection
 from training.reporter import RunDirReporter
-from training.run_dir import Outcome, RunDir
+from training.run_dir import ROUNDING, Outcome, RunDir
 from training.seeding import seed_everything, set_arithmetic
 from training.tasks import ContrastiveModule, TrainingModule, load_task
 from training.trainer import TrainingResult, run_training
@@ -72,19 +75,23 @@ def run_job(run_dir: RunDir, config: JobConfig, context: RunContext) -> None:
 def keep_result(
     result: TrainingResult, model: TrainingModule, job: Job, run_dir: RunDir, config: JobConfig, context: RunContext
 ) -> None:
-    """Leave the trained `model` and ``result.json`` in `run_dir`. All ranks; rank 0 writes."""
+    """Leave the trained `model`, its predictions and ``result.json`` in `run_dir`. All ranks; rank 0 writes."""
     if config.output.save_model and not result.stopped:
         trained = context.whole(model, job.build_model)
         if context.is_main:
             trained.save(run_dir.model)
+    if result.predictions is not None:
+        write_predictions(run_dir.predictions, result.predictions)
     if context.is_main:
         run_dir.write_result(_outcome(result, job.loaders, context))
-        if not config.output.keep_checkpoint:
+        is_paused = result.stopped and (run_dir.keeps_checkpoint() or result.epochs == config.output.pause_after)
+        if not config.output.keep_checkpoint and not is_paused:
             shutil.rmtree(run_dir.checkpoints, ignore_errors=True)
     context.broadcast(True)  # no rank leaves, and is missed, before the result is written
 
 
 def _outcome(result: TrainingResult, loaders: Loaders, context: RunContext) -> Outcome:
+    is_exact = context.device.type == "cpu"  # a GPU has kernels that are not, such as fused attention's backward
     return Outcome(
         metrics=result.metrics,
         stopped=result.stopped,
@@ -95,5 +102,13 @@ def _outcome(result: TrainingResult, loaders: Loaders, context: RunContext) -> O
         split_id=loaders.split_id,
         world_size=context.world_size,
         device=str(context.device),
-        versions={"python": platform.python_version(), **{name: version_of(name) for name in REPORTED_PACKAGES}},
+        versions=_versions(context),
+        tolerance=0.0 if is_exact else max(ROUNDING, 1 / loaders.eval_samples),
     )
+
+
+def _versions(context: RunContext) -> dict[str, str]:
+    """Of what computes: on a CPU also the instructions it has, which torch's kernels follow."""
+    packages = {name: version_of(name) for name in REPORTED_PACKAGES}
+    cpu = {"cpu": torch.backends.cpu.get_cpu_capability()} if context.device.type == "cpu" else {}
+    return {"python": platform.python_version(), **packages, **cpu}

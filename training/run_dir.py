@@ -2,9 +2,10 @@
 
     config.yaml     the resolved, complete configuration
     metrics.jsonl   one Record a line, appended by rank 0
-    stop            present when the job is asked to stop early
+    stop            present when the job is asked to stop early; says so when its checkpoints are to stay
     next            where its processes go on when they are done: another run directory, or empty for nowhere
     result.json     the Outcome, written by rank 0 before any teardown
+    predictions/    what the last evaluation found for each sample, there before result.json (training/predictions.py)
     findings.jsonl  one Finding a line: what was changed or has no effect
     error.json      the Failure of the first rank that failed
     checkpoints/    epoch_0003.pt, or the folder epoch_0003 with a shard of every rank
@@ -36,6 +37,12 @@ Value = TypeVar("Value")
 
 JOB_ID, PARENT_PID = "HPO_JOB_ID", "HPO_PARENT_PID"
 """Environment variables that whoever launches a job sets for its ranks: the job's id, the launching process."""
+ENSEMBLE = "ensemble.json"
+"""In a folder of run directories: which of their models are to be averaged."""
+ROUNDING = 1e-3
+"""How far metrics may be from those of the same job where it is computed in another order."""
+KEEP = b"keep the checkpoints\n"
+"""What `stop` says to a job that another one will go on with."""
 
 
 class Event(StrEnum):
@@ -76,6 +83,8 @@ class Outcome:
     world_size: int
     device: str
     versions: dict[str, str] = field(default_factory=dict)
+    tolerance: float = 0.0
+    """How far the metrics of the same job may be from these on the same device: this much of their size, or of 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,6 +147,7 @@ class RunDir:
         self.checked = self.path / "checked"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.predictions = self.path / "predictions"
         self.logs = self.path / "logs"
 
     def __repr__(self) -> str:
@@ -173,6 +183,8 @@ class RunDir:
             self.metrics.unlink(missing_ok=True)
         for leftover in (self.stop, self.next, self.result, self.error, self.findings, self.plan):
             leftover.unlink(missing_ok=True)
+        for folder in (self.predictions, *self.path.glob(".predictions.*.tmp")):
+            shutil.rmtree(folder, ignore_errors=True)
         if is_last:
             self.write_next(None)
         write_atomically(self.config, dump_yaml(config.model_dump()).encode())
@@ -198,9 +210,16 @@ class RunDir:
         """The log file of ``agent`` or ``rank_0``."""
         return self.logs / f"{name}.log"
 
-    def request_stop(self) -> None:
-        """Ask the job to leave at the next point where rank 0 looks."""
-        self.stop.touch()
+    def request_stop(self, *, keeps_checkpoint: bool = False) -> None:
+        """Ask the job to leave at the next point where rank 0 looks; another may go on from a checkpoint it keeps."""
+        if keeps_checkpoint:
+            write_atomically(self.stop, KEEP)
+        else:
+            self.stop.touch()
+
+    def keeps_checkpoint(self) -> bool:
+        """Whether a job that was asked to stop is to leave its checkpoints."""
+        return self.stop.exists() and self.stop.read_bytes() == KEEP
 
     def write_next(self, following: RunDir | None) -> bool:
         """Say where the job's processes go on, unless it was said before. Returns whether this call said it."""

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from training.checkpoint import Progress, TrainingState
 from training.config import JobConfig
-from training.data import Batch, Loaders, to_device
-from training.distributed import RunContext, Statistics
-from training.errors import NonFiniteLossError, TrainingError
+from training.data import Batch, Loaders
+from training.distributed import RunContext
+from training.errors import NonFiniteLossError
+from training.evaluation import Evaluation, evaluate
 from training.gradients import backward
 from training.optimizer import build_optimizer, build_scheduler
+from training.predictions import Predictions
 from training.reporter import Reporter
 from training.run_dir import Event
 from training.seeding import seed_everything
@@ -39,6 +40,8 @@ class TrainingResult:
     stopped: bool
     epochs: int
     steps: int
+    predictions: Predictions | None = field(default=None, repr=False)
+    """What that evaluation found for each sample: on rank 0, when it is to be kept and the training was not stopped."""
 
 
 def run_training(
@@ -65,7 +68,13 @@ def run_training(
     else:
         fit_natively(training)
     at = training.at
-    return TrainingResult(metrics=at.metrics, stopped=training.stopped, epochs=at.epoch, steps=at.step)
+    return TrainingResult(
+        metrics=at.metrics,
+        stopped=training.stopped,
+        epochs=at.epoch,
+        steps=at.step,
+        predictions=training.last_predictions(),
+    )
 
 
 def lightning_is_installed() -> bool:
@@ -85,40 +94,6 @@ def fit_natively(training: Training) -> None:
         training.finish_epoch()
 
 
-def evaluate(model: TrainingModule, loaders: Loaders, context: RunContext) -> dict[str, float]:
-    """The task's metrics over the whole evaluation set, each real sample counted once. All ranks."""
-    model.eval()
-    context.share_buffers(model)
-    totals: Statistics = {}
-    rows: dict[str, list[Tensor]] = defaultdict(list)
-    with torch.no_grad(), context.precision.autocast():
-        for batch, counts in loaders.evaluation():
-            found = model.evaluate(to_device(batch, context.device))
-            if not counts:  # only there so that all ranks work together
-                continue
-            for name, value in found.items():
-                if model.evaluates_rows:
-                    rows[name].append(value.cpu())
-                else:
-                    totals[name] = totals.get(name, 0) + value
-    if model.evaluates_rows:
-        every = context.concatenate({name: torch.cat(parts) for name, parts in rows.items()})
-        totals = {name: value.to(context.device) for name, value in every.items()}  # comparing them is work
-    else:
-        totals = context.sum(totals)
-    return _checked(model.summarize(totals), model)
-
-
-def _checked(metrics: object, model: TrainingModule) -> dict[str, float]:
-    """The metrics as plain numbers. Raises TrainingError when a task of the user's returned something else."""
-    try:
-        return {str(name): float(value) for name, value in metrics.items()}  # type: ignore[attr-defined]
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise TrainingError(
-            f"summarize of {type(model).__name__} must return numbers by name, such as {{'loss': 0.5}}, not {metrics!r}"
-        ) from error
-
-
 class Training:
     """The moving parts of one training, how far it is, and what an epoch consists of. Engines only call in order."""
 
@@ -136,6 +111,7 @@ class Training:
         self.parameters = list(model.parameters())  # finding them in the modules at every step costs more than clipping
         self.at, self.lr, self.stopped = Progress(), 0.0, False
         self.loss_sum, self.num_losses = torch.zeros((), device=context.device), 0  # since the last report
+        self.kept: Evaluation | None = None
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if any, and say where the training starts."""
@@ -186,15 +162,29 @@ class Training:
             self.report_loss()
         self.at.epoch += 1
         self.score()
-        is_last = self.at.epoch == self.config.training.epochs
-        self.reporter.save(self.state, self.at, is_needed=is_last and self.config.output.keep_checkpoint)
-        if self.at.epoch < self.config.training.epochs:
+        output, is_last = self.config.output, self.at.epoch == self.config.training.epochs
+        is_pause = self.at.epoch == output.pause_after and not is_last
+        self.reporter.save(self.state, self.at, is_needed=is_pause or (is_last and output.keep_checkpoint))
+        if is_pause:
+            self.stopped = True
+        elif not is_last:
             self.hear_stop()
 
     def score(self) -> None:
         """Evaluate and report."""
-        self.at.metrics = evaluate(self.model, self.loaders, self.context)
+        is_last = self.config.output.keep_predictions and self.at.epoch == self.config.training.epochs
+        measure = self.config.output.measure
+        found = evaluate(self.model, self.loaders, self.context, keeps_rows=is_last, measure=measure)
+        self.at.metrics, self.kept = found.metrics, found if is_last else None
         self.report(Event.EVALUATE, **self.at.metrics)
+
+    def last_predictions(self) -> Predictions | None:
+        """Of the last evaluation, unless the training was stopped. All ranks; only rank 0 gets them."""
+        if self.stopped or not self.config.output.keep_predictions:
+            return None
+        if self.kept is None:  # resumed after its last epoch, or ended early by a callback: the model is still the same
+            self.kept = evaluate(self.model, self.loaders, self.context, keeps_rows=True)
+        return self.kept.predictions
 
     def report_loss(self) -> None:
         """Report the mean loss since the last time, over all ranks."""

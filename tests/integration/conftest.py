@@ -39,6 +39,7 @@ objective: {{metric: accuracy, direction: maximize}}
 cross_validation: {{folds: 2}}
 search_space:
   optimizer.lr: {{float: [1e-3, 1e-1], log: true}}
+stopping: {{epochs: none, folds: none}}
 budget: {{trials: 2}}
 """
 
@@ -52,14 +53,14 @@ def job(tmp_path: Path) -> JobConfig:
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory, with spaces and quotes in its name, that holds one small study."""
-    return _enter(_furnish(tmp_path), monkeypatch)
+    return enter(furnish(tmp_path), monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def _swept_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = _furnish(tmp_path_factory.mktemp("swept"))
+    folder = furnish(tmp_path_factory.mktemp("swept"))
     with pytest.MonkeyPatch.context() as monkeypatch:
-        _enter(folder, monkeypatch)
+        enter(folder, monkeypatch)
         for total in ("2", "3"):
             run_hpo("sweep", "--study", "digits", "--trials", total)
     return folder
@@ -68,17 +69,19 @@ def _swept_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def swept(_swept_once: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workplace shared by tests that only read it: its study ran to two trials and was continued to three."""
-    return _enter(_swept_once, monkeypatch)
+    return enter(_swept_once, monkeypatch)
 
 
-def _furnish(parent: Path) -> Path:
+def furnish(parent: Path) -> Path:
+    """A folder in `parent` with one small study."""
     folder = parent / 'a "quoted" folder'
     (folder / "studies").mkdir(parents=True)
     (folder / "studies" / "digits.yaml").write_text(STUDY.format(checkout=CHECKOUT))
     return folder
 
 
-def _enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work there, with its own databases."""
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("HPO_STORAGE", raising=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -123,6 +124,23 @@ def test_processes_stay_for_the_folds_of_a_trial_and_not_for_another(
     assert len({process_of(result) for result in first}) == 1
     assert len({process_of(result) for result in (first[0], second, changed)}) == 3
     assert not ranks_under(place)
+
+
+def test_what_folds_had_of_the_devices_is_told_once_and_by_number_of_ranks(place: Path) -> None:
+    began = time.monotonic()
+    with Crew(stays=True) as crew:
+        assert crew.take_usage().device_s == 0
+        result = run_fold(job("image_classification", **DDP), place / "trial", crew, 0)
+        told, usage = time.monotonic(), crew.take_usage()
+        assert usage.num_devices == 2
+        assert result.duration_s <= usage.seconds <= time.monotonic() - began
+        others = [
+            run_fold(job("image_classification", **DDP), place / trial, crew, 1) for trial in ("trial", "another")
+        ]
+        usage = crew.take_usage()
+        assert sum(other.duration_s for other in others) <= usage.seconds <= time.monotonic() - told
+    crew.take_usage()
+    assert crew.take_usage().seconds == 0, "it holds nothing any more"
 
 
 def test_a_model_is_gone_when_the_next_one_is_built(own: Callable[..., JobConfig], place: Path) -> None:

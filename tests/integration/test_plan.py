@@ -12,6 +12,7 @@ from hpo.definition import load_definition
 from tests.integration.conftest import CHECKOUT, run_hpo
 
 GIB = 2**30
+TRAIN = str(CHECKOUT / "config" / "train.yaml")
 
 
 def test_a_plan_compares_the_strategies_and_prints_what_to_write(workplace: Path) -> None:
@@ -60,6 +61,7 @@ def test_a_study_is_planned_for_its_largest_configuration(study: str, workplace:
     assert [row["strategy"] for row in plan["rows"]] == ["none", "none"]
     assert plan["recommended"]["fits"]
     assert set(plan["largest"]) == set(load_definition(path).config.search_space)
+    assert plan["price"]["jobs"] == 6 * 3
 
 
 def test_a_plan_for_two_machines_counts_the_ranks_of_both(workplace: Path) -> None:
@@ -75,7 +77,7 @@ def test_mistakes_end_with_status_2(workplace: Path) -> None:
     for arguments, says in (
         ((), "give either --config FILE or --study STUDY"),
         (("--study", "digits", "--gpus", "big"), "must read like 4x24GB"),
-        (("--study", "digits", "--set", "distributed.accelerator=cpu"), "there is no GPU here to plan for"),
+        (("--config", TRAIN, "--set", "distributed.accelerator=cpu"), "there is no GPU here to plan for"),
     ):
         assert says in run_hpo("plan", *arguments, status=2).stderr
 

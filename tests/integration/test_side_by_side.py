@@ -19,7 +19,6 @@ from training.run_dir import RunDir
 
 RESOURCES = """\
 resources: {{max_parallel_trials: {}, devices_per_trial: 1, parallel_folds: {}}}
-stopping: {{epochs: none}}
 """
 OWN_TASK = """\
 import os, re, time

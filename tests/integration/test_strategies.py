@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from training.config import JobConfig
+from training.config import TASK_METRICS, JobConfig
+from training.predictions import load_predictions, score
 from training.run_dir import JOB_ID, Event, RunDir
 
 TOLERANCE = 1e-5
@@ -125,7 +127,7 @@ def under_all(config: JobConfig, name: str) -> dict[str, JobConfig]:
 
 
 def test_every_task_learns_alike_under_every_strategy(place: Path) -> None:
-    jobs = {task: under_all(job(task), task) for task in TASKS}
+    jobs = {task: under_all(job(task, **{"output.measure": ["parameters"]}), task) for task in TASKS}
     found = train({name: config for each in jobs.values() for name, config in each.items()})
     for task, variants in jobs.items():
         expected = found[f"{task}_one"]
@@ -136,6 +138,30 @@ def test_every_task_learns_alike_under_every_strategy(place: Path) -> None:
             assert outcome is not None
             assert outcome.world_size == (1 if name.endswith("one") else 2)
             assert (RunDir(Path(name)).model / "model.safetensors").is_file()
+            assert outcome.metrics["parameters"] == size_of_model(RunDir(Path(f"{task}_one")))
+            assert_kept_alike(RunDir(Path(name)), RunDir(Path(f"{task}_one")), TASK_METRICS[task])
+
+
+def size_of_model(alone: RunDir) -> float:
+    outcome = alone.load_result()
+    assert outcome is not None
+    return outcome.metrics["parameters"]
+
+
+def assert_kept_alike(run_dir: RunDir, alone: RunDir, metrics: tuple[str, ...]) -> None:
+    """Predictions are in the order of the samples, whoever scored them, and give the metrics that were reported."""
+    kept, expected, outcome = (
+        load_predictions(run_dir.predictions),
+        load_predictions(alone.predictions),
+        run_dir.load_result(),
+    )
+    assert kept and expected and outcome
+    assert kept.samples.tolist() == expected.samples.tolist() == sorted(set(expected.samples.tolist()))
+    assert kept.rows.keys() == expected.rows.keys()
+    for name, rows in expected.rows.items():
+        np.testing.assert_allclose(kept.rows[name], rows, rtol=2e-3, atol=2e-3, err_msg=name)
+    for metric in metrics:
+        assert score(kept.rows, metric)[0] == pytest.approx(outcome.metrics[metric], rel=1e-5), metric
 
 
 def test_both_engines_give_the_same_losses_under_every_strategy(place: Path) -> None:

@@ -26,7 +26,8 @@ def test_a_study_across_strategies_runs_end_to_end(study: str, tmp_path: Path, m
     run_hpo("sweep", "--study", path, "--trials", "3", "--folds", "2", "--set", "training.epochs=1", *short)
     folds = sorted(Path(f"runs/{study}").glob("trial_*/fold_*"))
     jobs = {fold: RunDir(fold).load_config() for fold in folds}
-    assert len(jobs) == 6
+    assert len({fold.parent for fold in folds}) == 3
+    assert len(folds) >= 4, "the first trial has both of its folds; others may be stopped after one"
     for fold, job in jobs.items():
         outcome = RunDir(fold).load_result()
         assert outcome is not None

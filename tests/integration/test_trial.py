@@ -38,6 +38,17 @@ def test_two_ranks_score_every_real_sample_once(job: JobConfig, tmp_path: Path) 
     assert {path.name for path in result.run_dir.logs.glob("*.log")} == {"agent.log", "rank_0.log", "rank_1.log"}
 
 
+def test_what_a_fold_is_scored_on_does_not_change_its_model(job: JobConfig, tmp_path: Path) -> None:
+    scored = [
+        run(job.with_values({"cross_validation.score": way, "output.save_model": True}), tmp_path / way)
+        for way in ("fold", "test")
+    ]
+    outcomes = [result.run_dir.load_result() for result in scored]
+    assert [outcome and outcome.eval_samples for outcome in outcomes] == [107, 80]
+    models = [(result.run_dir.model / "model.safetensors").read_bytes() for result in scored]
+    assert models[0] == models[1]
+
+
 def test_a_distributed_start_that_fails_falls_back_to_one_process(
     job: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,11 +16,19 @@ from training.config.layers import (
     valid_part,
     validate,
 )
-from training.config.schema import TASK_METRICS, CrossValidationConfig, DistributedConfig, JobConfig, Section
-from training.config.size import parse_size
+from training.config.schema import (
+    MEASURES,
+    TASK_METRICS,
+    CrossValidationConfig,
+    DistributedConfig,
+    JobConfig,
+    Section,
+)
+from training.config.size import Size, parse_size
 from training.config.source import KeyPath, Layer, dump_yaml, parse_layer, read_layer
 
 __all__ = [
+    "MEASURES",
     "TASK_METRICS",
     "CrossValidationConfig",
     "DistributedConfig",
@@ -28,6 +36,7 @@ __all__ = [
     "KeyPath",
     "Layer",
     "Section",
+    "Size",
     "assign",
     "dump_yaml",
     "find_file",

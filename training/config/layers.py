@@ -185,12 +185,13 @@ def _path_in_values(detail: ErrorDetails, values: Any) -> tuple[KeyPath, KeyPath
     """
     path: KeyPath = ()
     union: KeyPath | None = None
+    *_, last = detail["loc"] or (None,)
     for key in detail["loc"]:
         if isinstance(values, dict) and key in values:
             path, values = (*path, key), values[key]
         elif isinstance(values, list) and isinstance(key, int):
             path, values = (*path, key), values[key]
-        elif detail["type"] == "missing":
+        elif detail["type"] == "missing" and key is last:
             path = (*path, key)
         elif union is None:
             union = path

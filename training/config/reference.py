@@ -46,15 +46,20 @@ def flat_reference() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _blocks(schema: dict[str, Any], properties: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _blocks(
+    schema: dict[str, Any], properties: dict[str, Any], within: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, field in properties.items():
         if reference := _block(field):
-            yield name, schema["$defs"][reference.rpartition("/")[2]]
+            block = schema["$defs"][reference.rpartition("/")[2]]
+            yield within + name, block
+            yield from _blocks(schema, block["properties"], f"{within}{name}.")
 
 
 def _block(field: dict[str, Any]) -> str | None:
-    """The reference to the block that a key holds, also when it may be null instead."""
-    return next((option["$ref"] for option in (field, *field.get("anyOf", ())) if "$ref" in option), None)
+    """The reference to the block that a key holds, also when it may be null instead, or a list of it."""
+    options = (field, *field.get("anyOf", ()), field.get("items", {}))
+    return next((option["$ref"] for option in options if "$ref" in option), None)
 
 
 def _table(block: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:

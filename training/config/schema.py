@@ -27,6 +27,8 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
     "embedding": ("recall_at_1", "recall_at_5", "recall_at_10", "mrr", "loss"),
 }
 """The tasks that come with the project and the metrics each reports; a task of your own is ``module:Class``."""
+MEASURES = ("parameters", "inference_ms")
+"""Metrics of any task, reported where ``output.measure`` names them."""
 
 
 class Section(BaseModel):
@@ -253,6 +255,8 @@ class CrossValidationConfig(Section):
     """Seed of the subset, the test split and the folds."""
     fold: Annotated[int, Field(ge=0)] | None = None
     """The fold this job scores. Null trains on everything but the test split and is scored on that."""
+    score: Literal["fold", "test"] = "fold"
+    """What a job that leaves out a fold is scored on: that fold, or the test split. It trains on the same samples."""
     split_id: str | None = None
     """Recorded with a job: the samples, classes and folds that it must find again. Null takes them as they are."""
 
@@ -285,6 +289,14 @@ class OutputConfig(Section):
     """Save the trained model (folds of a search never do)."""
     keep_checkpoint: bool = False
     """Keep the last checkpoint when the job is complete; it always exists while the job runs."""
+    pause_after: PositiveInt | None = None
+    """Leave after this many epochs with a checkpoint to go on from, as searches with `fidelity` do; null trains on."""
+    keep_predictions: bool = True
+    """Keep what the last evaluation found for each sample (see `hpo report`): for a classifier the probabilities."""
+    measure: list[Literal["parameters", "inference_ms"]] = []
+    """Report these with the task's own metrics; a search adds those that its objectives and constraints name.
+    `parameters`: how many numbers the model holds, frozen ones and adapters included. `inference_ms`: wall milliseconds
+    per scored sample on the job's device, the median over an evaluation's batches; not the same from run to run."""
 
 
 class JobConfig(Section):

@@ -43,7 +43,8 @@ class Sharpness(nn.Module):
 class PairModel(ContrastiveModule):
     """An encoder of pairs, and InfoNCE with in-batch negatives from all ranks."""
 
-    evaluates_rows = True
+    row_names = ("first", "second", "sharpness")
+    summarizes_rows = True
 
     def __init__(self, encoder: TextPairEncoder | ImageTextEncoder, config: JobConfig, *, prepared: Path) -> None:
         super().__init__()
@@ -61,14 +62,16 @@ class PairModel(ContrastiveModule):
         firsts, seconds = context.gather(mine.first), context.gather(mine.second)
         return self._loss(mine, firsts, seconds, context.rank * len(mine.first))
 
-    def _loss(self, mine: Representations, firsts: Tensor, seconds: Tensor, row: int) -> Tensor:
-        """Of the pairs that stand from `row` on among all of them."""
+    def _loss(
+        self, mine: Representations, firsts: Tensor, seconds: Tensor, row: int, reduction: str = "mean"
+    ) -> Tensor:
+        """Of the pairs that stand from `row` on among all of them: the mean, or with `reduction` "none" of each."""
         losses = [
-            info_nce(mine.first[:, :d], seconds[:, :d], mine.sharpness, first_row=row)
-            + info_nce(mine.second[:, :d], firsts[:, :d], mine.sharpness, first_row=row)
+            info_nce(mine.first[:, :d], seconds[:, :d], mine.sharpness, first_row=row, reduction=reduction)
+            + info_nce(mine.second[:, :d], firsts[:, :d], mine.sharpness, first_row=row, reduction=reduction)
             for d in self.settings.mrl_dims or (mine.first.shape[1],)
         ]
-        return torch.stack(losses).mean() / 2
+        return torch.stack(losses).mean(dim=0) / 2
 
     def evaluate(self, batch: Batch) -> Statistics:
         """The vectors themselves: each is compared with those of the whole evaluation set."""
@@ -86,13 +89,22 @@ class PairModel(ContrastiveModule):
         metrics["mrr"] = (1.0 / ranks).mean().item()
         for d in self.settings.mrl_dims or ():
             metrics[f"mrr_dim_{d}"] = (1.0 / retrieval_ranks(first[:, :d], second[:, :d])).mean().item()
-        parts = [slice(start, start + CHUNK) for start in range(0, len(first), CHUNK)]
-        pairs = [Representations(first[part], second[part], sharpness) for part in parts]
-        losses = [
-            self._loss(pair, first, second, part.start) * len(pair.first)
-            for pair, part in zip(pairs, parts, strict=True)
-        ]
+        pairs = [(part.start, Representations(first[part], second[part], sharpness)) for part in _chunks(len(first))]
+        losses = [self._loss(pair, first, second, start) * len(pair.first) for start, pair in pairs]
         return {**metrics, "loss": torch.stack(losses).sum().item() / len(first)}
+
+    def predictions(self, rows: Statistics) -> Statistics:
+        """What the metrics are means of: ``mrr``, ``recall_at_1``, ..., ``loss`` of each sample; not the vectors."""
+        first, second, sharpness = rows["first"], rows["second"], rows["sharpness"][0]
+        ranks = retrieval_ranks(first, second)
+        kept = {f"recall_at_{k}": ranks <= k for k in RECALLS} | {"mrr": (1.0 / ranks).float()}
+        for d in self.settings.mrl_dims or ():
+            kept[f"mrr_dim_{d}"] = (1.0 / retrieval_ranks(first[:, :d], second[:, :d])).float()
+        losses = [
+            self._loss(Representations(first[part], second[part], sharpness), first, second, part.start, "none")
+            for part in _chunks(len(first))
+        ]
+        return {**kept, "loss": torch.cat(losses)}
 
     def save(self, folder: Path) -> None:
         """Write encoder, tokenizer, and how a vector is made of the encoder's output."""
@@ -105,15 +117,19 @@ class PairModel(ContrastiveModule):
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def info_nce(queries: Tensor, keys: Tensor, sharpness: Tensor, *, first_row: int) -> Tensor:
+def _chunks(count: int) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]
+
+
+def info_nce(queries: Tensor, keys: Tensor, sharpness: Tensor, *, first_row: int, reduction: str = "mean") -> Tensor:
     """Mean cross-entropy of picking key ``first_row + i`` for query i by cosine similarity; at least float32.
 
-    `queries` (n, d), `keys` (m, d), `sharpness` (1,): the inverse temperature.
+    `queries` (n, d), `keys` (m, d), `sharpness` (1,): the inverse temperature. With `reduction` "none" that of each.
     """
     dtype = torch.promote_types(queries.dtype, torch.float32)
     similarities = normalize(queries.to(dtype), dim=-1) @ normalize(keys.to(dtype), dim=-1).T
     targets = torch.arange(first_row, first_row + len(queries), device=queries.device)
-    return cross_entropy(sharpness.to(dtype) * similarities, targets)
+    return cross_entropy(sharpness.to(dtype) * similarities, targets, reduction=reduction)
 
 
 def retrieval_ranks(queries: Tensor, keys: Tensor) -> Tensor:

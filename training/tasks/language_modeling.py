@@ -69,6 +69,8 @@ def _ending(tokenizer: PreTrainedTokenizerBase) -> str:
 class LanguageModel(TrainingModule):
     """A network that returns ``.logits`` of shape (batch, tokens, vocabulary), trained to predict each next token."""
 
+    row_names = ("loss", "accuracy", "weight")
+
     def __init__(self, network: nn.Module, *, save: Callable[[nn.Module, Path], None]) -> None:
         super().__init__()
         self.network = network
@@ -85,17 +87,26 @@ class LanguageModel(TrainingModule):
         return batch["attention_mask"][:, 1:].sum()
 
     def evaluate(self, batch: Batch) -> Statistics:
-        """``loss``: summed cross-entropy; ``tokens`` predicted; ``hits``: those the model finds most likely."""
+        """``loss_sum``: summed cross-entropy; ``tokens`` predicted; ``hits``: those the model finds most likely.
+
+        Rows: mean loss, share of hits, and number of predicted tokens (``weight``) of each text.
+        """
         logits, targets = self._predict(batch)
+        is_hit, tokens = logits.argmax(dim=-1) == targets, batch["attention_mask"][:, 1:].sum(dim=1)
+        losses = cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        hits, loss = (each.reshape(len(tokens), -1).sum(dim=1) for each in (is_hit, losses))
         return {
-            "loss": cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"),
+            "loss_sum": cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"),
             "tokens": self.weight(batch),
-            "hits": (logits.argmax(dim=-1) == targets).sum(),
+            "hits": is_hit.sum(),
+            "loss": loss / tokens.clamp(min=1),  # texts of one token predict nothing
+            "accuracy": hits / tokens.clamp(min=1),
+            "weight": tokens.int(),
         }
 
     def summarize(self, totals: Statistics) -> dict[str, float]:
         """Mean loss in nats per token, perplexity, and accuracy of the most likely token."""
-        loss = (totals["loss"] / totals["tokens"]).item()
+        loss = (totals["loss_sum"] / totals["tokens"]).item()
         accuracy = (totals["hits"] / totals["tokens"]).item()
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": accuracy}
 

@@ -18,8 +18,11 @@ from training.distributed import RunContext, Statistics
 class TrainingModule(nn.Module):
     """A model with its loss and its metrics. The trainer calls nothing else."""
 
-    evaluates_rows: ClassVar[bool] = False
-    """Whether `evaluate` returns rows, which are put one after the other over batches and ranks, instead of sums."""
+    row_names: ClassVar[tuple[str, ...]] = ()
+    """The values of `evaluate` that are no sums: they have a row a sample, put one after the other over batches and
+    ranks, and are kept with the result (training/predictions.py)."""
+    summarizes_rows: ClassVar[bool] = False
+    """Whether `summarize` gets these rows too."""
 
     def forward(self, batch: Batch) -> Tensor:
         """The mean loss over `batch`, a scalar to differentiate."""
@@ -30,12 +33,16 @@ class TrainingModule(nn.Module):
         return None
 
     def evaluate(self, batch: Batch) -> Statistics:
-        """Sums over `batch`, from which metrics follow: they are added over batches and ranks."""
+        """Sums over `batch`, from which metrics follow: they are added over batches and ranks. And rows."""
         raise NotImplementedError
 
     def summarize(self, totals: Statistics) -> dict[str, float]:
         """Metrics from the added sums (float64, on the CPU). ``loss`` should be among them."""
         raise NotImplementedError
+
+    def predictions(self, rows: Statistics) -> Statistics:
+        """What to keep of each sample, by name: the rows as they are, or what follows from all of them. Rank 0."""
+        return rows
 
     def save(self, folder: Path) -> None:
         """Write the trained model to `folder`. Rank 0."""

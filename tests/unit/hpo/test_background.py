@@ -16,7 +16,7 @@ import pytest
 from hpo import background
 from hpo.background import Background
 from hpo.events import Event, JobFinished, JobLabel, JobProgress, Notice, SweepFinished
-from hpo.mlflow_runs import Metrics, Values
+from hpo.mlflow_runs import Model
 from training.run_dir import Event as RecordEvent
 from training.run_dir import Record
 
@@ -60,10 +60,10 @@ class FakeWriter:
     def has_unwritten(self) -> bool:
         return len(self.written) < len(self.heard)
 
-    def log_model(self, label: JobLabel, folder: Path, *, name: str, metrics: Metrics, params: Values) -> str:
+    def log_model(self, label: JobLabel, model: Model) -> str:
         self.threads.add(threading.get_ident())
         self.say("a model")
-        return f"models:/{name}/{len(self.written)}"
+        return f"models:/{model.name}/{len(self.written)}"
 
 
 class Sender:
@@ -121,7 +121,7 @@ def test_events_are_taken_while_a_write_hangs_and_written_at_the_end(sender: Sen
 
 def test_one_thread_that_is_not_the_senders_does_all(sender: Sender) -> None:
     sender.listen(hello())
-    sender.listen.log_model(ALONE, Path("folder"), name="m", metrics={}, params={})
+    sender.listen.log_model(ALONE, Model(folder=Path("folder"), name="m"))
     sender.listen(END)
     [thread] = sender.writer.threads
     assert thread != threading.get_ident()
@@ -212,7 +212,7 @@ def test_a_model_is_logged_after_what_came_before_it(sender: Sender) -> None:
     events = [hello(number) for number in range(100)]
     for event in events:
         sender.listen(event)
-    uri = sender.listen.log_model(ALONE, Path("folder"), name="m", metrics={}, params={})
+    uri = sender.listen.log_model(ALONE, Model(folder=Path("folder"), name="m"))
     assert (uri, sender.notices) == ("models:/m/100", ["a model"])
 
 

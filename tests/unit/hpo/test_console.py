@@ -262,6 +262,16 @@ def test_plain_sweep_is_a_line_per_start_fold_and_verdict() -> None:
     ]
 
 
+def test_plain_shows_every_objective_and_the_size_of_the_front() -> None:
+    several = replace(sweep(), metric=("accuracy", "loss"), direction=("maximize", "minimize"))
+    told = replace(tell(4, None), value=(0.8, 0.5), fold_scores=((0.8, 0.5), (0.8, 0.5)), front=(2, 4))
+    lines = plain(several, trial(4), start(label(4, 0)), finish(label(4, 0)), told)
+    assert lines[1:] == [
+        "trial 4  fold 0 of 2  accuracy 0.8000  loss 0.5000  4.1 s",
+        "trial 4  COMPLETE  accuracy 0.8000  loss 0.5000 (2 folds)  front of 2  1/3 trials",
+    ]
+
+
 def test_plain_failure_says_why_and_keeps_the_best() -> None:
     lines = plain(
         sweep(finished=1, best=0.75),

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from hpo.criteria import Criteria
 from hpo.cross_validation import Folds
 from hpo.events import JobLabel
 from hpo.job import Job
+from hpo.study_config import ConstraintConfig, ObjectiveConfig
 from hpo.trial import JobStatus, TrialResult
 from training.config import JobConfig
 from training.errors import Failure, FailureKind
-from training.run_dir import Event, Record, RunDir
+from training.run_dir import Event, Outcome, Record, RunDir
 
 BROKEN = Failure(kind=FailureKind.USER_CODE, message="ValueError: no")
+
+
+def criteria(*metrics: str, **limits: float) -> Criteria:
+    """To maximize `metrics`, none of the others above its limit."""
+    constraints = [ConstraintConfig(metric=metric, at_most=limit) for metric, limit in limits.items()]
+    return Criteria([ObjectiveConfig(metric=metric, direction="maximize") for metric in metrics], constraints)
 
 
 def folds_of(folder: Path, num_folds: int = 3, on_epoch: Callable[[int, int, float], str] | None = None) -> Folds:
     config = JobConfig.model_validate({"cross_validation": {"folds": num_folds}})
     label = JobLabel(study="demo", trial=7)
-    return Folds(config, folder, label, "accuracy", on_epoch or (lambda fold, epoch, value: ""))
+    return Folds(config, folder, label, criteria("accuracy"), on_epoch or (lambda fold, epoch, value: ""))
 
 
 def start(folds: Folds) -> Job:
@@ -79,7 +88,7 @@ def test_folds_start_in_order_each_with_its_number_its_folder_and_the_changes(tm
 
 def test_repeats_are_further_folds(tmp_path: Path) -> None:
     config = JobConfig.model_validate({"cross_validation": {"folds": 2, "repeats": 3}})
-    folds = Folds(config, tmp_path, JobLabel(study="demo", trial=7), "accuracy", lambda *heard: "")
+    folds = Folds(config, tmp_path, JobLabel(study="demo", trial=7), criteria("accuracy"), lambda *heard: "")
     assert len(start_all(folds)) == 6
 
 
@@ -167,7 +176,7 @@ def test_a_score_that_is_no_number_is_a_failure(tmp_path: Path) -> None:
 
 def test_a_metric_that_the_task_does_not_report_is_a_failure_that_names_those_it_reports(tmp_path: Path) -> None:
     config = JobConfig.model_validate({"cross_validation": {"folds": 2}})
-    folds = Folds(config, tmp_path, JobLabel(study="demo", trial=7), "f1", lambda *heard: "")
+    folds = Folds(config, tmp_path, JobLabel(study="demo", trial=7), criteria("f1"), lambda *heard: "")
     start(folds)
     folds.finish(0, result(0.5))
     assert folds.failure is not None
@@ -200,7 +209,7 @@ def test_a_stop_in_one_fold_asks_all_that_run_and_no_other_is_started(tmp_path: 
     for fold in range(3):
         folds.finish(fold, result(0.1, JobStatus.STOPPED))
     assert folds.is_over and folds.failure is None
-    assert (folds.stopped, folds.scores) == ("it loses", ())
+    assert (folds.stopped, folds.scores) == ("it loses", (None,) * 4)
 
 
 def test_a_fold_that_was_about_to_start_when_the_trial_was_stopped_is_asked_again(tmp_path: Path) -> None:
@@ -231,7 +240,19 @@ def test_a_fold_that_was_complete_before_it_heard_still_counts(tmp_path: Path) -
     folds.finish(1, result(0.4))
     folds.finish(0, result(0.1, JobStatus.STOPPED))
     folds.finish(2, result(0.2, JobStatus.STOPPED))
-    assert (folds.scores, folds.stopped) == ((0.4,), "it loses")
+    assert (folds.scores, folds.stopped) == ((None, 0.4, None), "it loses")
+
+
+def test_what_a_fold_still_tells_when_another_was_stopped_is_heard(tmp_path: Path) -> None:
+    """It may run to its end before it is asked, and its trial be complete: then its curve is to be complete, too."""
+    heard: list[tuple[int, int]] = []
+    folds = folds_of(tmp_path, 2, lambda fold, epoch, value: heard.append((fold, epoch)) or "it loses")  # type: ignore[func-returns-value]
+    start_all(folds)
+    folds.hear(0, evaluated(0.1))
+    folds.hear(1, evaluated(0.2))
+    folds.park(1)
+    folds.hear(1, evaluated(0.3, 2))
+    assert heard == [(0, 1), (1, 1), (1, 2)]
 
 
 def test_a_trial_whose_folds_are_all_scored_was_not_stopped(tmp_path: Path) -> None:
@@ -267,3 +288,197 @@ def test_a_fold_that_was_stopped_before_its_first_evaluation_has_not_failed(tmp_
     folds.finish(0, result(0.1, JobStatus.STOPPED))
     folds.finish(1, result(None, JobStatus.STOPPED))
     assert (folds.failure, folds.stopped) == (None, "it loses")
+
+
+# A trial that goes on where another was cut short
+
+
+def leave(folder: Path, fold: int, *values: float, ended: bool, saved: int = 0, **changes: object) -> RunDir:
+    """A fold that reported `values`, ended or not, with a checkpoint after `saved` epochs."""
+    run_dir = RunDir(folder / f"fold_{fold}")
+    config = JobConfig.model_validate({"cross_validation": {"folds": 3}, "training": {"epochs": 2}})
+    run_dir.prepare(config.with_values({"cross_validation.fold": fold, **changes}))
+    for epoch, value in enumerate(values, start=1):
+        run_dir.append(evaluated(value, epoch))
+    if saved:
+        run_dir.checkpoints.mkdir()
+        run_dir.checkpoint(saved).touch()
+    if ended:
+        run_dir.write_result(outcome(values[-1]))
+    return run_dir
+
+
+def outcome(value: float, *, stopped: bool = False) -> Outcome:
+    return Outcome(
+        metrics={"accuracy": value},
+        stopped=stopped,
+        epochs=2,
+        steps=20,
+        train_samples=8,
+        eval_samples=2,
+        split_id="same",
+        world_size=1,
+        device="cpu",
+    )
+
+
+def going_on(folder: Path) -> Folds:
+    config = JobConfig.model_validate({"cross_validation": {"folds": 3}, "training": {"epochs": 2}})
+    return Folds(config, folder, JobLabel(study="demo", trial=9), criteria("accuracy"), lambda fold, epoch, value: "")
+
+
+def test_folds_that_ended_count_and_one_with_a_checkpoint_goes_on_from_it(tmp_path: Path) -> None:
+    leave(tmp_path, 0, 0.1, 0.5, ended=True)
+    leave(tmp_path, 1, 0.2, 0.6, ended=False, saved=1)
+    folds = going_on(tmp_path)
+    assert folds.take_over() == [(0, 1, 0.1), (0, 2, 0.5), (1, 1, 0.2)], "the second epoch of fold 1 is heard again"
+    assert str(folds) == "1 of 3 folds are done, 1 begun"
+    assert folds.next_epochs == range(1, 2)
+    jobs = [folds.start({}) for _ in range(2)]
+    assert [(job.label.fold, job.resume) for job in jobs] == [(1, True), (2, False)]
+    assert jobs[0].config.cross_validation.split_id == "same"
+    folds.finish(1, result(0.6))
+    folds.finish(2, result(0.7))
+    assert folds.is_over and folds.scores == (0.5, 0.6, 0.7)
+
+
+def test_a_trial_cut_short_when_all_its_folds_had_ended_is_over(tmp_path: Path) -> None:
+    for fold, score in enumerate((0.5, -0.6, 0.7)):
+        leave(tmp_path, fold, 0.1, score, ended=True)
+    folds = going_on(tmp_path)
+    folds.take_over()
+    assert folds.is_over and not folds.stopped and folds.scores == (0.5, -0.6, 0.7)
+
+
+def test_what_another_configuration_trained_is_trained_anew(tmp_path: Path) -> None:
+    leave(tmp_path, 0, 0.1, 0.5, ended=True, **{"optimizer.lr": 0.5})
+    leave(tmp_path, 1, 0.1, 0.5, ended=True, **{"distributed.threads_per_rank": 7, "output.root": "elsewhere"})
+    folds = going_on(tmp_path)
+    folds.take_over()
+    assert folds.scores == (None, 0.5, None), "where it ran makes no difference"
+
+
+@pytest.mark.parametrize("file", ["result.json", "config.yaml", "metrics.jsonl"])
+def test_what_is_damaged_is_trained_anew(tmp_path: Path, file: str) -> None:
+    run_dir = leave(tmp_path, 0, 0.1, 0.5, ended=True)
+    (run_dir.path / file).write_text("{]\n")
+    folds = going_on(tmp_path)
+    assert folds.take_over() == []
+    assert str(folds) == "0 of 3 folds are done, 0 begun"
+    assert not folds.start({}).resume
+
+
+def test_a_fold_that_had_been_stopped_is_trained_anew(tmp_path: Path) -> None:
+    leave(tmp_path, 0, 0.1, ended=False).write_result(outcome(0.1, stopped=True))
+    folds = going_on(tmp_path)
+    assert folds.take_over() == []
+
+
+# Parking
+
+
+def test_a_parked_fold_is_asked_to_leave_its_checkpoint_others_go_on_and_no_more_start(tmp_path: Path) -> None:
+    heard: list[int] = []
+    folds = folds_of(tmp_path, 4, lambda fold, epoch, value: heard.append(fold) or "")
+    run_dirs = [start(folds).run_dir for _ in range(2)]
+    folds.park(0)
+    assert asked_to_stop(run_dirs) == [True, False]
+    assert run_dirs[0].keeps_checkpoint()
+    folds.hear(0, evaluated(0.1))
+    folds.hear(1, evaluated(0.1))
+    assert heard == [0, 1], "what it still tells counts, should it run to its end"
+    assert (folds.num_left, folds.is_over, folds.is_parked) == (0, False, True)
+    folds.finish(1, result(0.5))
+    folds.finish(0, result(0.1, JobStatus.STOPPED))
+    assert folds.is_over and folds.is_parked
+    assert (folds.scores, folds.stopped, folds.failure) == ((None, 0.5, None, None), "", None)
+
+
+def test_a_fold_that_was_about_to_start_when_it_was_parked_is_asked_again(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path)
+    late = folds.start({})
+    folds.park(0)
+    late.run_dir.prepare(late.config)
+    folds.hear(0, Record(event=Event.START, step=0, epoch=0, time=0.0, values={}))
+    assert late.run_dir.keeps_checkpoint()
+
+
+def test_a_fold_that_was_complete_before_it_heard_is_not_parked(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path, 2)
+    start_all(folds)
+    folds.park(1)
+    folds.finish(0, result(0.3))
+    folds.finish(1, result(0.1))
+    assert (folds.scores, folds.is_parked, folds.is_over) == ((0.3, 0.1), False, True)
+
+
+def test_a_trial_that_loses_or_fails_while_a_fold_is_parked_is_not_parked(tmp_path: Path) -> None:
+    losing = folds_of(tmp_path / "loses", 3, lambda fold, epoch, value: "it loses")
+    start_all(losing)
+    losing.park(0)
+    losing.hear(1, evaluated(0.1))
+    assert (losing.is_parked, losing.stopped) == (False, "it loses")
+    failing = folds_of(tmp_path / "fails", 2)
+    start_all(failing)
+    failing.park(0)
+    failing.finish(1, failed())
+    assert (failing.is_parked, failing.failure) == (False, BROKEN)
+
+
+# Several objectives, and constraints
+
+
+def measured(accuracy: float, size: float, epoch: int = 1) -> Record:
+    return Record(
+        event=Event.EVALUATE, step=epoch, epoch=epoch, time=0.0, values={"accuracy": accuracy, "parameters": size}
+    )
+
+
+def judged(folder: Path, judges: Criteria, heard: list[object]) -> Folds:
+    def on_epoch(fold: int, epoch: int, score: object) -> str:
+        heard.append(score)
+        return ""
+
+    config = JobConfig.model_validate({"cross_validation": {"folds": 2}})
+    return Folds(config, folder, JobLabel(study="demo", trial=7), judges, on_epoch)
+
+
+def test_with_several_objectives_a_score_has_a_value_for_each_in_their_order(tmp_path: Path) -> None:
+    heard: list[object] = []
+    folds = judged(tmp_path, criteria("parameters", "accuracy"), heard)
+    for fold, accuracy in enumerate((0.5, 0.7)):
+        start(folds)
+        folds.hear(fold, measured(accuracy, 90.0))
+        folds.finish(fold, replace(result(None), metrics={"accuracy": accuracy, "parameters": 100.0}))
+    assert heard == [(90.0, 0.5), (90.0, 0.7)]
+    assert folds.scores == ((100.0, 0.5), (100.0, 0.7))
+    assert folds.mean == (100.0, pytest.approx(0.6))
+    assert folds.violations == {}
+
+
+def test_a_constraint_is_on_the_mean_over_the_folds_as_far_as_they_have_reported(tmp_path: Path) -> None:
+    folds = judged(tmp_path, criteria("accuracy", parameters=100.0), [])
+    assert folds.violations == {}
+    start_all(folds)
+    folds.hear(0, measured(0.5, 130.0))
+    assert folds.violations == {"parameters.at_most": 30.0}
+    folds.hear(1, measured(0.5, 90.0))
+    assert folds.violations == {"parameters.at_most": 10.0}
+
+
+def test_a_job_that_does_not_report_the_metric_of_a_constraint_is_a_failure_that_names_it(tmp_path: Path) -> None:
+    folds = judged(tmp_path, criteria("accuracy", parameters=100.0), [])
+    start(folds)
+    folds.finish(0, result(0.5))
+    assert folds.failure is not None
+    assert "no metric 'parameters' (it reports: accuracy); change constraints" in folds.failure.message
+
+
+def test_folds_are_taken_over_with_every_metric_that_is_asked_for_or_trained_anew(tmp_path: Path) -> None:
+    leave(tmp_path, 0, 0.1, 0.5, ended=True)
+    config = JobConfig.model_validate({"cross_validation": {"folds": 3}, "training": {"epochs": 2}})
+    for judges, num_left in ((criteria("accuracy", accuracy=0.2), 2), (criteria("accuracy", parameters=1.0), 3)):
+        folds = Folds(config, tmp_path, JobLabel(study="demo", trial=9), judges, lambda *heard: "")
+        folds.take_over()
+        assert folds.num_left == num_left
+        assert folds.violations == ({"accuracy.at_most": 0.3} if num_left == 2 else {})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hpo.definition import StudyDefinition, base_job, find_study, load_definition, load_job
+from hpo.definition import StudyDefinition, base_job, find_study, joined_definition, load_definition, load_job
 from hpo.errors import StudyNotFoundError
 from training.errors import ConfigError
 
@@ -184,7 +185,7 @@ def test_the_problems_of_all_files_are_told_at_once_each_in_its_place() -> None:
         "studies/demo.yaml:1: objective is required",
         "studies/demo.yaml:1: study must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$', not 'a b'",
         "studies/demo.yaml:3: seed must be greater than or equal to 0, not -1",
-        "studies/demo.yaml:4: sampler.name must be 'tpe', 'random', 'gp', 'cmaes', 'qmc' or 'grid', not 'tp'",
+        "studies/demo.yaml:4: sampler.name must be 'tpe', 'random', 'gp', 'cmaes', 'nsga2', 'qmc' or 'grid', not 'tp'",
         "studies/demo.yaml:5: search_space must have at least 1 item, not {}",
     ]
 
@@ -240,6 +241,12 @@ def test_a_fold_belongs_to_the_sweep_and_not_to_the_study() -> None:
     assert problems(STUDY + "cross_validation: {fold: 1}\n") == [
         "studies/demo.yaml:5: cross_validation.fold is set by the sweep, once per fold; remove it"
     ]
+
+
+def test_a_search_is_not_scored_on_the_test_split() -> None:
+    told = "cross_validation.score: a search never sees the test split; remove it"
+    assert problems(STUDY + "cross_validation: {score: test}\n") == [f"studies/demo.yaml:5: {told}"]
+    assert told in problems(settings=("cross_validation.score=test",))[0]
 
 
 def test_a_grid_needs_steps() -> None:
@@ -321,3 +328,86 @@ def test_the_objective_and_the_space_are_part_of_the_identity_and_searched_keys_
     assert identity["search_space"]["optimizer.lr"]["float"] == [0.001, 0.1]
     assert "optimizer.lr" not in identity["config"]
     assert "optimizer.momentum" in identity["config"]
+
+
+# Several objectives, and constraints
+
+SEVERAL = STUDY.replace(
+    "objective: {metric: accuracy, direction: maximize}",
+    "objective: [{metric: accuracy, direction: maximize}, {metric: parameters, direction: minimize}]",
+)
+
+
+def test_several_objectives_stop_by_dominance_and_ask_jobs_for_what_they_measure() -> None:
+    definition = load(SEVERAL + "constraints: [{metric: inference_ms, at_most: 5}]\n")
+    assert (definition.config.stopping.epochs, definition.config.stopping.folds) == ("none", "dominance")
+    assert definition.criteria.metrics == ("accuracy", "parameters", "inference_ms")
+    assert definition.trial_config({"optimizer.lr": 0.01}).output.measure == ["parameters", "inference_ms"]
+    assert load(STUDY).trial_config({"optimizer.lr": 0.01}).output.measure == []
+
+
+def test_a_worker_reads_the_same_objectives_and_rules_from_the_study() -> None:
+    definition = load(SEVERAL + "constraints: [{metric: accuracy, at_least: 0.5}]\nstopping: {risk: 0.2}\n")
+    assert joined_definition(json.loads(json.dumps(definition.stored()))).config == definition.config
+
+
+def test_objectives_and_constraints_are_part_of_the_identity_and_one_objective_stays_as_it_was() -> None:
+    identity = load(SEVERAL + "constraints: [{metric: accuracy, at_least: 0.5}]\n").identity()
+    assert [each["metric"] for each in identity["objective"]] == ["accuracy", "parameters"]
+    assert identity["constraints"] == [{"metric": "accuracy", "at_most": None, "at_least": 0.5}]
+    assert "constraints" not in load(STUDY).identity()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            SEVERAL + "stopping: {folds: racing}\n",
+            "5: stopping.folds: racing is for one objective; with several, write dominance or none",
+        ),
+        (
+            SEVERAL + "stopping: {epochs: median}\n",
+            "5: stopping.epochs: a curve of several objectives has no rule; leave it out, or write none",
+        ),
+        (
+            SEVERAL + "budget: {target: 0.9}\n",
+            "5: budget.target: with several objectives there is no one best trial to measure by; leave it out",
+        ),
+        (
+            SEVERAL + "budget: {patience: 5}\n",
+            "5: budget.patience: with several objectives there is no one best trial to measure by; leave it out",
+        ),
+        (
+            SEVERAL + "sampler: {name: cmaes}\n",
+            "5: sampler.name: cmaes knows one objective; with several, take tpe, nsga2, gp, random, qmc or grid",
+        ),
+        (
+            SEVERAL.replace("metric: parameters", "metric: accuracy"),
+            "2: objective: accuracy stands twice; keep one",
+        ),
+        (
+            SEVERAL.replace("metric: parameters", "metric: paramters"),
+            "2: objective.1.metric paramters is not a metric of text_classification; did you mean 'parameters'?",
+        ),
+        (
+            STUDY + "stopping: {folds: dominance}\n",
+            "5: stopping.folds: dominance is for several objectives; with one, take racing",
+        ),
+        (
+            STUDY + "constraints: [{metric: accurac, at_least: 1}]\n",
+            "5: constraints.0.metric accurac is not a metric of text_classification; did you mean 'accuracy'?",
+        ),
+        (
+            STUDY + "constraints: [{metric: loss}]\n",
+            "5: the constraint on loss needs exactly one of at_most and at_least",
+        ),
+    ],
+)
+def test_what_does_not_go_with_the_objectives_is_told_in_its_place(text: str, problem: str) -> None:
+    assert problems(text) == [f"studies/demo.yaml:{problem}"]
+
+
+def test_a_key_that_is_missing_in_an_objective_is_named_as_one_would_write_it() -> None:
+    for written, key in (("{metric: loss}", "objective.direction"), ("[{metric: loss}, {}]", "objective.0.direction")):
+        found = problems(STUDY.replace("{metric: accuracy, direction: maximize}", written))
+        assert f"studies/demo.yaml:2: {key} is required" in found

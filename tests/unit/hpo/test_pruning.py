@@ -1,40 +1,53 @@
-"""When a losing trial is stopped: a (fold, epoch) axis that is the same in every trial, and the median rule on it."""
+"""When a losing trial is stopped, and what it is told as: a (fold, epoch) axis that is the same in every trial."""
 
 from __future__ import annotations
 
-import random
-from statistics import median
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from hpo.definition import StudyDefinition
-from hpo.pruning import Pruner, StepAxis
+from hpo.pruning import Pruner, StepAxis, is_audited
+from hpo.stopping.field import Runner
 from hpo.study_config import StoppingConfig, StudyConfig
+from hpo.tally import FOLD_SCORES, PAUSED
 from training.config import JobConfig, Layer
 
-AXIS = StepAxis(3)
+AXIS = StepAxis(3, num_folds=2)
 
 
-def study_of(*curves: dict[tuple[int, int], float], state: TrialState = TrialState.COMPLETE) -> optuna.Study:
-    """A study whose trials reported these values by (fold, epoch)."""
-    study = optuna.create_study(storage=RDBStorage("sqlite://"))
-    for curve in curves:
-        values = {AXIS.step(fold, epoch): value for (fold, epoch), value in curve.items()}
-        study.add_trial(create_trial(state=state, value=0.0, intermediate_values=values))
-    return study
+def told(study: optuna.Study, *folds: list[float], state: TrialState = TrialState.COMPLETE) -> None:
+    """A trial with these curves of its folds is told; a fold of three epochs has ended."""
+    values = {AXIS.step(fold, epoch): value for fold, curve in enumerate(folds) for epoch, value in enumerate(curve, 1)}
+    scores = [curve[-1] if len(curve) == 3 else None for curve in (*folds, *[[]] * (2 - len(folds)))]
+    value = None if state is TrialState.FAIL else 0.0
+    trial = create_trial(state=state, value=value, intermediate_values=values, user_attrs={FOLD_SCORES: scores})
+    study.add_trial(trial)
 
 
-def stops(
-    study: optuna.Study, curve: dict[tuple[int, int], float], *, maximize: bool = True, startup: int = 1, **config: Any
-) -> bool:
-    """Whether a trial with `curve` is stopped after its last value."""
-    pruner = Pruner(study, StoppingConfig(startup_trials=startup, **config), AXIS, maximize=maximize)
-    fold, epoch = max(curve)
-    return bool(pruner.reason_to_stop({AXIS.step(*at): value for at, value in curve.items()}, fold, epoch))
+def heard(pruner: Pruner, *folds: list[float]) -> tuple[Runner, str]:
+    """A trial that reports these curves, and what the pruner says after the last value."""
+    runner, reason = pruner.new_runner(99, 99, 3), ""
+    for fold, curve in enumerate(folds):
+        for epoch, value in enumerate(curve, start=1):
+            reason = pruner.hear(runner, fold, epoch, value)
+    return runner, reason
+
+
+def pruner_of(study: optuna.Study, *, maximize: bool = True, **config: Any) -> Pruner:
+    return Pruner(study, StoppingConfig(**config), AXIS, maximize=maximize)
+
+
+@pytest.fixture
+def study() -> Iterator[optuna.Study]:
+    storage = RDBStorage("sqlite://")
+    yield optuna.create_study(storage=storage)
+    storage.engine.dispose()
 
 
 def definition(**search_space: Any) -> StudyDefinition:
@@ -57,9 +70,10 @@ def test_every_fold_and_epoch_has_a_step_of_its_own_in_order() -> None:
     assert steps == list(range(1, 13))
 
 
-def test_the_steps_of_a_fold_begin_at_its_first_epoch() -> None:
-    assert list(AXIS.steps(0, 2)) == [1, 2]
-    assert list(AXIS.steps(2, 3)) == [7, 8, 9]
+def test_the_verdict_comes_after_every_fold_and_is_no_value_of_any() -> None:
+    assert AXIS.verdict == AXIS.step(1, 3) + 1
+    curves = AXIS.curves({AXIS.step(1, 2): 0.5, AXIS.verdict: 0.9})
+    assert curves[1, 1] == 0.5 and np.isnan(curves).sum() == 5
 
 
 @pytest.mark.parametrize(
@@ -74,87 +88,135 @@ def test_the_axis_has_room_for_the_longest_trial_of_the_study(searched: dict[str
     assert definition(**searched).max_epochs == epochs
 
 
-# The median
+# The pruner
 
 
-@pytest.mark.parametrize(("value", "stopped"), [(0.49, True), (0.5, False), (0.51, False)])
-def test_a_value_below_the_median_of_the_others_is_stopped(value: float, stopped: bool) -> None:
-    study = study_of({(0, 1): 0.1}, {(0, 1): 0.5}, {(0, 1): 0.9})
-    assert stops(study, {(0, 1): value}) is stopped
+FORGIVING: dict[str, Any] = {"epochs": "none", "folds": "forgiving"}
+MEDIAN: dict[str, Any] = {"epochs": "median", "folds": "none", "startup_trials": 1}
 
 
-@pytest.mark.parametrize(("value", "stopped"), [(0.49, False), (0.5, False), (0.51, True)])
-def test_a_value_above_the_median_is_stopped_when_less_is_better(value: float, stopped: bool) -> None:
-    study = study_of({(0, 1): 0.1}, {(0, 1): 0.5}, {(0, 1): 0.9})
-    assert stops(study, {(0, 1): value}, maximize=False) is stopped
+@pytest.mark.parametrize(
+    ("maximize", "value", "stopped"), [(True, 0.4, True), (True, 0.6, False), (False, 0.4, False), (False, 0.6, True)]
+)
+def test_the_same_rules_serve_both_directions(study: optuna.Study, maximize: bool, value: float, stopped: bool) -> None:
+    told(study, [0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
+    _, reason = heard(pruner_of(study, maximize=maximize, **MEDIAN), [value])
+    assert bool(reason) is stopped
+    _, reason = heard(pruner_of(study, maximize=maximize, **FORGIVING), [0.5, 0.5, value])
+    assert bool(reason) is stopped
 
 
-def test_the_best_epoch_so_far_counts_and_not_the_last_one() -> None:
-    study = study_of({(0, 1): 0.5, (0, 2): 0.5})
-    assert not stops(study, {(0, 1): 0.6, (0, 2): 0.1})
-    assert stops(study_of({(0, 1): 0.9, (0, 2): 0.1}), {(0, 1): 0.2, (0, 2): 0.5})
-    assert not stops(study, {(0, 1): 0.4, (0, 2): 0.9}, maximize=False)
+def test_the_rule_of_the_epochs_is_not_asked_at_the_end_of_a_fold_and_that_of_the_folds_only_then(
+    study: optuna.Study,
+) -> None:
+    told(study, [0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
+    assert heard(pruner_of(study, **MEDIAN), [0.6, 0.6, 0.1])[1] == ""
+    assert heard(pruner_of(study, **FORGIVING), [0.1, 0.1])[1] == ""
+    assert heard(pruner_of(study, **FORGIVING), [0.6, 0.6, 0.1])[1].startswith("fold 0, epoch 3: 0.1 its mean is below")
 
 
-def test_what_others_reach_later_does_not_count_yet() -> None:
-    study = study_of({(0, 1): 0.5, (0, 2): 0.9})
-    assert not stops(study, {(0, 1): 0.6})
-    assert stops(study, {(0, 1): 0.6, (0, 2): 0.6})
+def test_a_trial_whose_last_fold_ended_is_not_stopped_any_more(study: optuna.Study) -> None:
+    told(study, [0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
+    assert heard(pruner_of(study, **FORGIVING), [0.1, 0.1, 0.1], [0.1, 0.1, 0.1])[1] == ""
 
 
-def test_a_fold_is_compared_with_the_same_fold_of_the_others() -> None:
-    study = study_of({(0, 1): 0.9, (1, 1): 0.5})
-    assert not stops(study, {(0, 1): 0.9, (1, 1): 0.6})
-    assert stops(study, {(0, 1): 0.9, (1, 1): 0.4})
+def test_stopped_trials_are_compared_with_and_those_that_failed_are_not(study: optuna.Study) -> None:
+    told(study, [0.9], state=TrialState.FAIL)
+    assert heard(pruner_of(study, **MEDIAN), [0.1])[1] == ""
+    told(study, [0.9], state=TrialState.PRUNED)
+    assert heard(pruner_of(study, **MEDIAN), [0.1])[1] == "fold 0, epoch 1: 0.1 worse than the median of 1 trials"
 
 
-def test_others_that_did_not_come_as_far_are_no_peers() -> None:
-    study = study_of({(0, 1): 0.9}, {(0, 1): 0.9, (0, 2): 0.9})
-    assert stops(study, {(0, 1): 0.1, (0, 2): 0.1}, startup=1)
-    assert not stops(study, {(0, 1): 0.1, (0, 2): 0.1}, startup=2)
+def test_trials_told_meanwhile_are_seen(study: optuna.Study) -> None:
+    pruner = pruner_of(study, **MEDIAN)
+    assert heard(pruner, [0.1])[1] == ""
+    told(study, [0.9])
+    assert heard(pruner, [0.1])[1]
 
 
-@pytest.mark.parametrize(("startup", "stopped"), [(2, True), (3, True), (4, False)])
-def test_nothing_is_stopped_before_enough_others_came_as_far(startup: int, stopped: bool) -> None:
-    study = study_of({(0, 1): 0.9}, {(0, 1): 0.9}, {(0, 1): 0.9})
-    assert stops(study, {(0, 1): 0.1}, startup=startup) is stopped
+# What a stopped trial is told
 
 
-def test_nothing_is_stopped_when_stopping_is_off() -> None:
-    assert not stops(study_of({(0, 1): 0.9}), {(0, 1): 0.1}, epochs="none")
+def test_an_easy_fold_or_an_early_epoch_counts_neither_for_nor_against_a_stopped_trial(study: optuna.Study) -> None:
+    told(study, [0.1, 0.2, 0.4], [0.5, 0.6, 0.8])  # its second fold is easier, and it rises: mean 0.6
+    pruner = pruner_of(study, **FORGIVING)
+    for behind in ([[0.05]], [[0.05, 0.15, 0.35]], [[0.05, 0.15, 0.35], [0.45]], [[], [0.45, 0.55]]):
+        runner, _ = heard(pruner, *behind)
+        assert pruner.estimate(runner) == pytest.approx(0.55), "0.05 behind wherever it was seen"
 
 
-def test_stopped_trials_are_peers_too() -> None:
-    assert stops(study_of({(0, 1): 0.9}, state=TrialState.PRUNED), {(0, 1): 0.1})
+def test_an_estimate_is_a_plain_mean_while_there_is_none_to_compare_with(study: optuna.Study) -> None:
+    pruner = pruner_of(study, maximize=False)
+    assert pruner.estimate(heard(pruner, [0.5, 0.25, 0.5], [0.75])[0]) == pytest.approx(0.625)
+    assert pruner.estimate(pruner.new_runner(0, 0, 3)) is None
 
 
-def test_trials_that_failed_or_were_cut_short_are_no_peers() -> None:
-    study = optuna.create_study(storage=RDBStorage("sqlite://"))
-    study.add_trial(create_trial(state=TrialState.FAIL, intermediate_values={1: 0.9}))
-    assert not stops(study, {(0, 1): 0.1})
+def test_a_longer_training_than_the_incumbents_is_compared_with_its_end(study: optuna.Study) -> None:
+    study.add_trial(
+        create_trial(value=0.0, intermediate_values={1: 0.4, 4: 0.6}, user_attrs={FOLD_SCORES: [0.4, 0.6]})
+    )  # one epoch a fold
+    pruner = pruner_of(study)
+    assert pruner.estimate(heard(pruner, [0.1, 0.5])[0]) == pytest.approx(0.6)
 
 
-def test_a_trial_is_not_its_own_peer() -> None:
-    study = study_of({(0, 1): 0.5})
-    trial = study.ask()
-    trial.report(0.1, AXIS.step(0, 1))
-    assert not stops(study, {(0, 1): 0.1}, startup=2), "only one other trial came as far"
-    assert stops(study, {(0, 1): 0.1}, startup=1)
+# The audit
 
 
-def test_the_median_is_that_of_all_trials_told_so_far_however_many() -> None:
-    """Against the rule as it is written down: all curves, each time."""
-    rng, study = random.Random(0), study_of()
-    for maximize in (True, False):
-        pruner = Pruner(study, StoppingConfig(startup_trials=1), AXIS, maximize=maximize)
-        best = max if maximize else min
-        for _ in range(20):
-            steps = rng.sample(range(1, 7), rng.randint(1, 6))
-            curve = {step: rng.choice([0.1, 0.2, 0.5, rng.random()]) for step in steps}
-            study.add_trial(create_trial(state=TrialState.COMPLETE, value=0.0, intermediate_values=curve))
-            fold, epoch, value = rng.randint(0, 1), rng.randint(1, 3), rng.random()
-            last = AXIS.step(fold, epoch)
-            peers = [trial.intermediate_values for trial in study.trials if last in trial.intermediate_values]
-            bests = [best(curve[step] for step in AXIS.steps(fold, epoch) if step in curve) for curve in peers]
-            is_worse = bool(bests) and (value < median(bests) if maximize else value > median(bests))
-            assert bool(pruner.reason_to_stop({last: value}, fold, epoch)) is is_worse
+def test_the_audit_takes_about_its_share_and_always_the_same_trials() -> None:
+    audited = [number for number in range(2000) if is_audited(number, 0.05, seed=3)]
+    assert 60 < len(audited) < 140
+    assert audited == [number for number in range(2000) if is_audited(number, 0.05, seed=3)]
+    assert not any(is_audited(number, 0.0, seed=3) for number in range(100))
+    assert all(is_audited(number, 1.0, seed=3) for number in range(100))
+
+
+# The second look
+
+
+def paused(study: optuna.Study, *folds: list[float], **attributes: Any) -> None:
+    told(study, *folds, state=TrialState.PRUNED)
+    trial = study._storage.get_all_trials(study._study_id)[-1]
+    copied = create_trial(
+        state=TrialState.PRUNED,
+        value=0.0,
+        intermediate_values=trial.intermediate_values,
+        user_attrs={**trial.user_attrs, **attributes},
+    )
+    study.add_trial(copied)
+
+
+@pytest.mark.parametrize("epochs", ["racing", "median", "asha", "hyperband", "patience", "none"])
+def test_only_what_racing_paused_is_taken_up_again(study: optuna.Study, epochs: str) -> None:
+    """What another rule or a person stopped would be stopped again, and again."""
+    for value in (0.5, 0.51, 0.52):
+        told(study, [value] * 3, [value] * 3)
+    paused(study, [0.6, 0.6, 0.6])
+    pruner = pruner_of(study, epochs=epochs)
+    assert pruner.second_look() is None
+    paused(study, [0.6, 0.6, 0.6], **{PAUSED: True})
+    found = pruner.second_look()
+    assert found is not None
+    assert found[0] == 6 and "to beat trial 2" in found[1]
+
+
+def test_a_stop_is_a_pause_when_racing_gave_the_reason(study: optuna.Study) -> None:
+    for value in (0.5, 0.51, 0.52):
+        told(study, [value] * 3, [value] * 3)
+    pruner = pruner_of(study, epochs="none")
+    runner, reason = heard(pruner, [0.1, 0.1, 0.1])
+    assert reason and pruner.is_pause(runner, reason)
+    assert not pruner.is_pause(runner, "fold 0 was asked to stop")
+    forgiving = pruner_of(study, **FORGIVING)
+    runner, reason = heard(forgiving, [0.1, 0.1, 0.1])
+    assert reason and not forgiving.is_pause(runner, reason)
+
+
+def test_a_trial_that_goes_on_is_judged_by_all_that_it_has(study: optuna.Study) -> None:
+    told(study, [0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
+    pruner = pruner_of(study, **FORGIVING)
+    runner = pruner.new_runner(9, 3, 3)
+    for epoch, value in enumerate((0.6, 0.6, 0.1), start=1):
+        pruner.note(runner, 0, epoch, value)
+    pruner.note(runner, 1, 1, 0.9)
+    assert pruner.judge_taken_over(runner).startswith("fold 0, epoch 3: 0.1 ")
+    assert pruner.judge_taken_over(pruner.new_runner(10, 4, 3)) == ""

@@ -67,19 +67,19 @@ class Machine:
             self.resources.take(label(trial, fold), offered)
         return offered
 
-    def train(self, trial: int, fold: int, *, step_s: float, steps: int = 10) -> None:
-        """That job reports its start, some steps and its evaluation."""
+    def train(self, trial: int, fold: int, *, step_s: float, steps: int = 10, first: int = 0) -> None:
+        """That job reports its start after `first` steps, some steps and its evaluation."""
         for event, step in ((Event.START, 0), (Event.TRAIN, steps // 2), (Event.EVALUATE, steps)):
-            record = Record(event=event, step=step, epoch=0, time=1000.0 + step * step_s, values={})
+            record = Record(event=event, step=first + step, epoch=0, time=1000.0 + step * step_s, values={})
             self.resources.hear(label(trial, fold), record)
 
     def end(self, trial: int, fold: int) -> None:
         self.resources.give_back(label(trial, fold))
 
-    def measure(self, *, on_all_s: float, on_one_s: float) -> None:
-        """The first trial shows how long a step takes on all devices (fold 0) and on one (fold 1)."""
+    def measure(self, *, on_all_s: float, on_one_s: float, first: int = 0) -> None:
+        """The first trial shows how long a step takes on all devices (fold 0, after `first` steps) and on one (1)."""
         assert self.start(0, 0) == 4
-        self.train(0, 0, step_s=on_all_s)
+        self.train(0, 0, step_s=on_all_s, first=first)
         self.end(0, 0)
         assert self.start(0, 1) == 1
         self.train(0, 1, step_s=on_one_s)
@@ -310,6 +310,13 @@ def test_where_the_study_says_how_many_devices_nothing_is_measured(
     resources: dict[str, Any], distributed: dict[str, Any]
 ) -> None:
     assert Machine(define(resources, **distributed)).start(0, 0) == 1
+
+
+@pytest.mark.parametrize("first", [0, 5000])
+def test_a_fold_that_goes_on_from_a_checkpoint_measures_its_own_steps(first: int) -> None:
+    machine = Machine(define(trials=20))
+    machine.measure(on_all_s=1.0, on_one_s=1.2, first=first)
+    assert any("a step takes 1e+03 ms on 4 devices and 1.2e+03 ms on one" in text for text in machine.said)
 
 
 def test_a_batch_that_all_devices_cannot_share_is_not_spread() -> None:

@@ -94,6 +94,16 @@ def test_a_crew_gets_the_next_fold_of_its_trial_and_no_other(crews: Crews) -> No
     end(slots)
 
 
+def test_nothing_is_waited_for_beyond_the_time_given(crews: Crews) -> None:
+    slots = Slots(crews_stay=True)
+    assert slots.hear(0.0) is None
+    run(slots, job(1, 0))
+    assert slots.hear(0.0) is None
+    assert len(slots) == 1
+    slots.dismiss_idle()
+    end(slots)
+
+
 def test_a_cancelled_slot_that_has_nothing_to_do_ends(crews: Crews) -> None:
     slots = Slots(crews_stay=True)
     run(slots, job(1, 0))

@@ -27,7 +27,6 @@ from hpo.errors import NoBestTrialError, StudyChangedError, StudyNotFoundError
 from hpo.storage import open_storage
 from hpo.study import (
     IDENTITY,
-    INTERRUPTED,
     OWNER,
     ask,
     best_trial,
@@ -38,15 +37,20 @@ from hpo.study import (
     identity_differences,
     interrupt,
     load_study,
+    num_finished,
     open_study,
     places_taken,
     recover,
+    revive,
     running_elsewhere,
     sampled,
+    take_place,
     this_process,
+    trial_folder,
     withdraw,
 )
 from hpo.study_config import StudyConfig
+from hpo.tally import CONTINUES, INTERRUPTED
 from training.config import Layer, job_config, merge, settings_layer
 
 LR = {"float": [1e-4, 1e-1], "log": True}
@@ -245,6 +249,14 @@ def test_a_change_that_leaves_scores_comparable_is_no_difference(changes: dict[s
     assert differences(define(CONDITIONAL), define(**{"space": CONDITIONAL, **changes})) == []
 
 
+def test_a_study_of_before_a_key_existed_goes_on_with_its_default_and_not_with_another(memory: RDBStorage) -> None:
+    identity = define().identity()
+    before = {**identity, "config": {key: value for key, value in identity["config"].items() if key != "seed"}}
+    assert identity_differences(before, define().identity()) == []
+    changed = define(settings=("seed=1",)).identity()
+    assert identity_differences(before, changed) == ["config.seed: 0 -> 1"]
+
+
 def test_a_wider_range_is_accepted_and_really_searched(storage: RDBStorage) -> None:
     narrow = define({"optimizer.lr": {"float": [0.1, 0.2]}})
     evaluate(open_study(narrow, storage), narrow, 2)
@@ -409,8 +421,48 @@ def test_an_interrupted_trial_is_told_and_its_hyperparameters_are_asked_again(st
     assert study.trials[0].state is TrialState.FAIL
     again, repeated = ask(study, definition)
     assert (again.number, repeated) == (1, params)
-    assert study.trials[1].user_attrs["hpo:retry_of"] == 0
+    assert study.trials[1].user_attrs[CONTINUES] == 0
     assert ask(study, definition)[1] != params, "queued once"
+
+
+def stop_one(study: optuna.Study, definition: StudyDefinition) -> dict[str, Any]:
+    """A trial that is told as stopped; returns its hyperparameters."""
+    trial, params = ask(study, definition)
+    study.tell(trial, state=TrialState.PRUNED)
+    return params
+
+
+def test_a_stopped_trial_is_taken_up_in_its_own_place_and_folder(storage: RDBStorage) -> None:
+    definition = define()
+    study = open_study(definition, storage)
+    params = stop_one(study, definition)
+    assert take_place(study, definition, 1) is None, "the only place is taken"
+    assert revive(study, 0)
+    assert not revive(study, 0), "once"
+    taken = take_place(study, definition, 1)
+    assert taken is not None
+    trial, repeated = taken
+    assert (trial.number, repeated, places_taken(study), num_finished(study)) == (1, params, 1, 1)
+    assert trial_folder(study, trial) == trial_folder(study, study.trials[0])
+    study.tell(trial, 0.7)
+    assert (places_taken(study), num_finished(study)) == (1, 1)
+    assert not revive(study, 0)
+    assert take_place(study, definition, 1) is None
+
+
+def test_a_trial_cut_short_while_it_took_up_another_keeps_its_place(storage: RDBStorage) -> None:
+    definition = define()
+    study = open_study(definition, storage)
+    params = stop_one(study, definition)
+    revive(study, 0)
+    taken = take_place(study, definition, 1)
+    assert taken is not None
+    interrupt(study, taken[0].number, params)
+    assert not revive(study, 0), "it is queued already"
+    again = take_place(study, definition, 1)
+    assert again is not None
+    assert (again[1], places_taken(study)) == (params, 1)
+    assert trial_folder(study, again[0]) == trial_folder(study, study.trials[0])
 
 
 def test_interrupting_a_trial_that_was_told_changes_nothing(storage: RDBStorage) -> None:
@@ -557,7 +609,7 @@ def test_processes_that_recover_at_the_same_moment_queue_each_trial_once(storage
     with ThreadPoolExecutor(3) as others:
         found = [each.result() for each in [others.submit(recover_too) for _ in range(3)]]
     assert sorted(number for numbers in found for number in numbers) == [0, 1, 2, 3]
-    retries = [trial.user_attrs.get("hpo:retry_of") for trial in study.get_trials(deepcopy=False)[4:]]
+    retries = [trial.user_attrs.get(CONTINUES) for trial in study.get_trials(deepcopy=False)[4:]]
     assert sorted(retries) == [0, 1, 2, 3]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import optuna
@@ -14,7 +15,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from hpo.pruning import Pruner, StepAxis
-from hpo.report import describe_status
+from hpo.reporting.summary import describe_status
 from hpo.storage import open_storage
 from hpo.study import (
     FAILURE,
@@ -29,7 +30,7 @@ from hpo.study import (
     take_place,
     withdraw,
 )
-from hpo.tally import INTERRUPTED, Tally, tally_of
+from hpo.tally import CONTINUES, DEVICE_SECONDS, FOLD_SCORES, INTERRUPTED, PAUSED, REVIVES, SAMPLED, Tally, tally_of
 from tests.many_trials import EPOCHS, add_finished_trials, define_six
 
 
@@ -46,18 +47,42 @@ def recount(study: optuna.Study) -> dict[str, object]:
     """Everything a tally knows, from all trials."""
     trials = study.get_trials(deepcopy=False)
     counted = [trial for trial in trials if INTERRUPTED not in trial.user_attrs]
-    taken = [trial.number for trial in counted if trial.state is not TrialState.WAITING]
+    revivals = [trial for trial in counted if REVIVES in trial.user_attrs]
+    taken = [trial.number for trial in counted if trial.state is not TrialState.WAITING and trial not in revivals]
+    taken_up = {trial.user_attrs[REVIVES] for trial in revivals if trial.state.is_finished()}
+    replaced = sum(trial.state.is_finished() for trial in revivals)
     splits = [trial.user_attrs[SPLIT_ID] for trial in trials if trial.user_attrs.get(SPLIT_ID)]
     told = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     return {
         "taken": [sum(number < end for number in taken) for end in (*range(0, len(trials) + 2, 3), len(trials))],
-        "finished": sum(trial.state.is_finished() for trial in counted),
-        "states": Counter(trial.state for trial in counted),
+        "finished": sum(trial.state.is_finished() for trial in counted) - replaced,
+        "states": Counter(trial.state for trial in counted) - Counter({TrialState.PRUNED: replaced}),
+        "taken up": {trial.user_attrs[REVIVES] for trial in revivals},
+        "to revive": any(trial.state is TrialState.WAITING for trial in trials if REVIVES in trial.user_attrs),
         "interrupted": {trial.number for trial in trials if trial not in counted},
         "running": [trial._trial_id for trial in counted if trial.state is TrialState.RUNNING],
         "best": max((trial.value for trial in trials if trial.state is TrialState.COMPLETE), default=None),
-        "curves": sorted(str(sorted(trial.intermediate_values.items())) for trial in told if trial.intermediate_values),
+        "reported": sorted(
+            str(
+                (
+                    trial.number,
+                    trial.user_attrs.get(CONTINUES, trial.number),
+                    trial.user_attrs.get(SAMPLED, {}),
+                    sorted(trial.intermediate_values.items()),
+                    trial.user_attrs.get(FOLD_SCORES, []),
+                    PAUSED in trial.user_attrs,
+                )
+            )
+            for trial in told
+            if trial.intermediate_values
+        ),
         "split": splits[0] if splits else None,
+        "told": [
+            (trial._trial_id, trial.value if trial.state is TrialState.COMPLETE else None)
+            for trial in sorted(counted, key=lambda trial: (trial.datetime_complete or datetime.max, trial._trial_id))
+            if trial.state.is_finished() and trial.number not in taken_up
+        ],
+        "device seconds": pytest.approx(sum(trial.user_attrs.get(DEVICE_SECONDS, 0.0) for trial in trials)),
     }
 
 
@@ -70,8 +95,15 @@ def found(tally: Tally, num_trials: int) -> dict[str, object]:
         "interrupted": tally.interrupted(),
         "running": tally.running(),
         "best": tally.best_value(),
-        "curves": sorted(str(sorted(curve.items())) for curve in tally.curves()),
+        "taken up": tally.taken_up(),
+        "to revive": tally.is_one_to_revive(),
+        "reported": sorted(
+            str((each.number, each.root, each.params, sorted(each.values.items()), each.fold_scores, each.is_paused))
+            for each in tally.reported()
+        ),
         "split": tally.first(SPLIT_ID),
+        "told": [(told.trial_id, told.value) for told in tally.told()],
+        "device seconds": tally.device_seconds(),
     }
 
 
@@ -84,7 +116,8 @@ def live(study: optuna.Study, rng: random.Random) -> None:
     chosen = rng.choice(running)
     number, trial = chosen.number, optuna.Trial(study, chosen._trial_id)
     trial.report(rng.random(), len(chosen.intermediate_values) + 1)
-    match rng.choice(["complete", "pruned", "failed", "interrupted", "withdrawn", "half", "queued"]):
+    trial.set_user_attr(DEVICE_SECONDS, chosen.user_attrs.get(DEVICE_SECONDS, 0.0) + rng.random())
+    match rng.choice(["complete", "pruned", "failed", "interrupted", "withdrawn", "half", "queued", "revived"]):
         case "complete":
             trial.set_user_attr(SPLIT_ID, rng.choice([None, "split"]))
             study.tell(trial, rng.choice([rng.random(), float("inf"), float("-inf")]))
@@ -100,6 +133,12 @@ def live(study: optuna.Study, rng: random.Random) -> None:
             trial.set_user_attr(INTERRUPTED, True)  # its process died in the middle of an interruption
         case "queued":
             study.enqueue_trial({"x": 2.0})
+        case "revived":
+            trial.set_user_attr(FOLD_SCORES, [0.5, None])
+            trial.set_user_attr(PAUSED, True)
+            study.tell(trial, state=TrialState.PRUNED)
+            root = chosen.user_attrs.get(CONTINUES, number)
+            study.enqueue_trial({"x": 3.0}, user_attrs={CONTINUES: root, REVIVES: number})
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -151,20 +190,20 @@ def counted(storage: RDBStorage, act: Callable[[], object]) -> int:
 def test_a_trial_takes_as_many_statements_after_500_others_as_after_50(storage: RDBStorage, tmp_path: Path) -> None:
     definition = define_six(tmp_path)
     study = open_study(definition, storage)
-    pruner = Pruner(study, definition.config.stopping, StepAxis(EPOCHS), maximize=True)
+    pruner = Pruner(study, definition.config.stopping, StepAxis(EPOCHS, 1), maximize=True)
 
     def run_trial() -> None:
         assert places_taken(study) < 10_000
         taken = take_place(study, definition, 10_000)
         assert taken is not None
-        values: dict[int, float] = {}
+        runner = pruner.new_runner(taken[0].number, taken[0].number, EPOCHS)
         for epoch in range(1, EPOCHS + 1):
-            values[epoch] = 0.5
             taken[0].report(0.5, epoch)
-            pruner.reason_to_stop(values, 0, epoch)
+            pruner.hear(runner, 0, epoch, 0.5)
         taken[0].set_user_attr(SPLIT_ID, known_split(study, definition))
         study.tell(taken[0], 0.5)
         best_value(study), num_finished(study)
+        tally_of(study).told(), tally_of(study).device_seconds()
 
     costs = []
     for count in (50, 450):

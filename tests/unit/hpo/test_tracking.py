@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from hpo.events import (
     TrialState,
 )
 from hpo.masking import masked
-from hpo.mlflow_runs import Point, Run, Runs
+from hpo.mlflow_runs import Model, Point, Run, Runs
 from hpo.tracking import MlflowTracker, NoTracker, connect
 from hpo.trial import JobStatus, TrialResult
 from training.config import JobConfig, parse_layer
@@ -234,6 +235,18 @@ def test_a_trial_says_what_was_tried_and_how_it_scored(mlflow: Mlflow) -> None:
     assert parse_layer(mlflow.artifact(run, "config.yaml"), name="config.yaml").values == CONFIG.model_dump()
     assert mlflow.run("study").data.metrics == {"best_accuracy": 0.75}
     assert "metric: accuracy" in mlflow.artifact(mlflow.run("study"), "study.yaml")
+
+
+def test_a_trial_of_several_objectives_has_the_mean_and_the_folds_of_each_and_the_study_its_front(
+    mlflow: Mlflow,
+) -> None:
+    several = replace(sweep(), metric=("accuracy", "loss"), direction=("maximize", "minimize"))
+    scores = {"value": (0.75, 0.25), "fold_scores": ((0.5, 0.5), (1.0, 0.0)), "best_value": None, "front": (0,)}
+    send(mlflow.tracker(), several, *one_trial()[:-1], told(**scores), SweepFinished())
+    metrics = mlflow.run("trial").data.metrics
+    assert metrics == {"accuracy": 0.75, "loss": 0.25, "fold_accuracy": 1.0, "fold_loss": 0.0}
+    assert mlflow.run("study").data.metrics == {"front_size": 1.0}
+    assert mlflow.run("study").data.tags["hpo.metric"] == "accuracy loss"
 
 
 def test_a_fold_keeps_the_step_and_time_of_every_record(mlflow: Mlflow) -> None:
@@ -559,21 +572,23 @@ def model_folder(tmp_path: Path) -> Path:
 def test_a_model_is_registered_with_its_run_after_the_job_finished(mlflow: Mlflow, model_folder: Path) -> None:
     tracker, metrics = mlflow.tracker(), {"accuracy": 0.9, "loss": math.nan}
     send(tracker, started(ALONE), finished(ALONE))
-    uris = [
-        tracker.log_model(ALONE, model_folder, name="bert.cv", metrics=metrics, params={"optimizer.lr": "0.1"})
-        for _ in range(2)
-    ]
+    params, tags = {"optimizer.lr": "0.1"}, {"hpo.select": "best"}
+    model = Model(folder=model_folder, name="bert.cv", metrics=metrics, params=params, tags=tags)
+    uris = [tracker.log_model(ALONE, model) for _ in range(2)]
     assert uris == ["models:/bert.cv/1", "models:/bert.cv/2"]
     client, run = mlflow.client, mlflow.run("job")
     assert run.info.status == "FINISHED"
     models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs]
     assert {(model.status, model.source_run_id) for model in models} == {("READY", run.info.run_id)}
     assert models[0].params == {"optimizer.lr": "0.1"}
+    assert [model.tags["hpo.select"] for model in models] == ["best"] * 2
+    assert run.data.tags["hpo.select"] == "best"
     assert [(metric.key, metric.value) for metric in models[0].metrics] == [("accuracy", 0.9)]
     assert {model.tags["mlflow.modelVersions"] for model in models} == {
         f'[{{"name": "bert.cv", "version": {number}}}]' for number in (1, 2)
     }
     versions = [client.get_model_version("bert.cv", number) for number in ("1", "2")]
+    assert [version.tags for version in versions] == [{"hpo.select": "best"}] * 2
     assert {version.run_id for version in versions} == {run.info.run_id}
     assert {version.source for version in versions} == {model.artifact_location for model in models}
     files = {file.path for file in client.list_logged_model_artifacts(models[0].model_id)}
@@ -586,7 +601,7 @@ def test_a_model_that_cannot_be_registered_is_said_and_does_not_raise(mlflow: Ml
     empty.mkdir()
     send(tracker, started(ALONE), finished(ALONE))
     for folder in (empty, missing):
-        assert tracker.log_model(ALONE, folder, name="bert_cv", metrics={}, params={}) == ""
+        assert tracker.log_model(ALONE, Model(folder=folder, name="bert_cv")) == ""
     assert [str(folder) in notice for folder, notice in zip((empty, missing), mlflow.notices, strict=True)]
     assert mlflow.client.search_registered_models() == []
 
@@ -602,7 +617,7 @@ def test_a_model_that_was_not_uploaded_is_not_ready(
     tracker = mlflow.tracker()
     send(tracker, started(ALONE))
     monkeypatch.setattr(MlflowClient, "log_model_artifacts", fail)
-    assert tracker.log_model(ALONE, model_folder, name="bert_cv", metrics={}, params={}) == ""
+    assert tracker.log_model(ALONE, Model(folder=model_folder, name="bert_cv")) == ""
     (model,) = mlflow.client.search_logged_models([mlflow.run("job").info.experiment_id])
     assert (model.status, "disk full" in mlflow.notices[0]) == ("FAILED", True)
 
@@ -708,7 +723,7 @@ def test_a_job_without_a_study_is_ended_even_right_after_an_outage(
         break_mlflow(outage, mlflow.clock, takes_s=10.0)
         send(tracker, started(ALONE), *([finished(ALONE)] if is_back_for == "the model" else []))
     if is_back_for == "the model":
-        assert tracker.log_model(ALONE, model_folder, name="bert_cv", metrics={}, params={}) != ""
+        assert tracker.log_model(ALONE, Model(folder=model_folder, name="bert_cv")) != ""
     else:
         send(tracker, finished(ALONE))
     assert mlflow.run("job").info.status == "FINISHED"
@@ -767,7 +782,7 @@ def test_off_tracks_nothing_with_the_same_surface(tmp_path: Path) -> None:
     assert isinstance(tracker, NoTracker)
     for event in everything():
         tracker(event)
-    assert tracker.log_model(ALONE, tmp_path, name="m", metrics={}, params={}) == ""
+    assert tracker.log_model(ALONE, Model(folder=tmp_path, name="m")) == ""
     assert not (tmp_path / "runs").exists()
     surface = {name for name in dir(Background) if not name.startswith("_")}
     assert {name for name in dir(NoTracker) if not name.startswith("_")} == surface

@@ -99,3 +99,14 @@ def test_each_sample_is_scored_on_one_rank(tmp_path: Path) -> None:
 def test_a_batch_larger_than_the_training_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="162 training samples are fewer than training.global_batch_size 256"):
         loaders(tmp_path, 0, 1, **{"training.global_batch_size": 256})
+
+
+def test_a_fold_scored_on_the_test_split_trains_on_the_same_samples(tmp_path: Path) -> None:
+    fold = {"cross_validation.folds": 3, "cross_validation.stratified": False, "cross_validation.fold": 1}
+    final = loaders(tmp_path, 0, 1, **{**fold, "cross_validation.fold": None})
+    as_scored = loaders(tmp_path, 0, 1, **fold)
+    on_test = loaders(tmp_path, 0, 1, **fold, **{"cross_validation.score": "test"})
+    assert values(list(on_test.train)) == values(list(as_scored.train))
+    assert values(list(on_test.evaluate)) == values(list(final.evaluate)) != values(list(as_scored.evaluate))
+    assert on_test.split_id == as_scored.split_id == final.split_id
+    assert len(list(tmp_path.glob("cache/data-*/folds-*.npy"))) == 1

@@ -120,6 +120,17 @@ def test_a_stop_request_is_there_until_the_next_preparation(run_dir: RunDir) -> 
     assert not run_dir.stop.exists()
 
 
+def test_a_request_to_keep_the_checkpoints_outlasts_one_that_does_not_mind(run_dir: RunDir) -> None:
+    run_dir.prepare(JobConfig())
+    run_dir.request_stop()
+    assert not run_dir.keeps_checkpoint()
+    run_dir.request_stop(keeps_checkpoint=True)
+    run_dir.request_stop()
+    assert run_dir.stop.exists() and run_dir.keeps_checkpoint()
+    run_dir.prepare(JobConfig(), resume=True)
+    assert not run_dir.keeps_checkpoint()
+
+
 # Preparing
 
 

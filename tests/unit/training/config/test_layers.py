@@ -168,7 +168,8 @@ def test_an_unknown_key_is_placed_and_the_nearest_one_named() -> None:
 
 def test_an_unknown_key_like_no_other_gets_the_list_of_known_ones() -> None:
     assert problems("output: {zzz: 1}") == [
-        "0.yaml:1: output.zzz is not a known key; known: keep_checkpoint, root, save_model"
+        "0.yaml:1: output.zzz is not a known key; known: keep_checkpoint, keep_predictions, measure, pause_after, root,"
+        " save_model"
     ]
 
 
@@ -249,7 +250,8 @@ def test_a_suggestion_is_the_nearest_word_or_all_of_them_or_nothing() -> None:
 
 
 def test_the_keys_of_a_section_are_found_by_path() -> None:
-    assert keys_at(JobConfig, ("output",)) == ["root", "save_model", "keep_checkpoint"]
+    known = ["root", "save_model", "keep_checkpoint", "pause_after", "keep_predictions", "measure"]
+    assert keys_at(JobConfig, ("output",)) == known
     assert "optimizer" in keys_at(JobConfig, ())
     assert keys_at(JobConfig, ("seed",)) == keys_at(JobConfig, ("nothing", "here")) == []
 

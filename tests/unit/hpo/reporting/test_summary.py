@@ -14,8 +14,10 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from hpo.errors import NoBestTrialError
-from hpo.report import describe_best, describe_status, fold_interval
-from hpo.study import FAILURE, FOLD_SCORES, FOLDER, IDENTITY, INTERRUPTED
+from hpo.fold_statistics import fold_interval
+from hpo.reporting.summary import describe_best, describe_status
+from hpo.study import FAILURE, FOLDER, IDENTITY
+from hpo.tally import FOLD_SCORES, INTERRUPTED
 
 T_4, T_9 = 2.7764451051977987, 2.2621571627409915
 """Student's t with 4 and 9 degrees of freedom at 0.975, from a printed table's source (R: qt(0.975, 4))."""
@@ -133,7 +135,23 @@ def test_trials_are_counted_by_state_and_interrupted_ones_apart() -> None:
     assert (status.best_trial, status.best_value) == (1, 0.75)
     assert status.failures == {"oom": 2, "data": 1}
     assert status.last_failure == "told at data"
-    assert status.running == [{"number": 8, "params": {"x": 0.5}, "reports": 2}]
+    assert status.running == [{"number": 8, "params": {"x": 0.5}, "reports": 2, "folds": {}}]
+    assert (status.device_hours, status.left) == (0.0, {})
+
+
+def test_folds_that_run_are_named_with_their_finished_epochs(tmp_path: Path) -> None:
+    study = study_with()
+    study.set_user_attr(IDENTITY, {**study.user_attrs[IDENTITY], "max_epochs": 4})
+    study.set_user_attr(FOLDER, str(tmp_path))
+    trial = study.ask()
+    for step in (1, 2, 3, 4, 9, 10):
+        trial.report(0.5, step)
+    for fold in range(4):
+        (tmp_path / "trial_0000" / f"fold_{fold}").mkdir(parents=True)
+    for fold, ended in ((0, "result.json"), (1, "error.json")):
+        (tmp_path / "trial_0000" / f"fold_{fold}" / ended).touch()
+    [running] = describe_status(study).running
+    assert running["folds"] == {2: 2, 3: 0}
 
 
 def test_an_empty_study_has_an_empty_status() -> None:

@@ -1,4 +1,4 @@
-"""TPE on part of a study."""
+"""What samplers learn from."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.bounded_tpe import NUM_GOOD, best_and_newest
+from hpo.history import NUM_GOOD, HistorySampler, best_and_newest
 from hpo.study import ask, open_study
 from hpo.study_config import SamplerConfig
+from hpo.tally import REVIVES
 from tests.many_trials import add_finished_trials, define_six
 
 
@@ -83,3 +84,27 @@ def test_a_bound_is_for_tpe_and_leaves_room_to_model() -> None:
         SamplerConfig(name="random", max_history=100)
     with pytest.raises(ValueError, match="max_history: 100 is below startup_trials: tpe would never model"):
         SamplerConfig(max_history=100, startup_trials=101)
+
+
+def test_a_stopped_trial_counts_as_one_that_scored_its_estimate_unless_it_was_taken_up_again() -> None:
+    study = optuna.create_study(direction="maximize")
+    for value, state, attributes in (
+        (0.5, TrialState.COMPLETE, {}),
+        (0.4, TrialState.PRUNED, {}),
+        (None, TrialState.PRUNED, {}),
+        (0.6, TrialState.PRUNED, {}),
+        (0.7, TrialState.COMPLETE, {REVIVES: 3}),
+    ):
+        study.add_trial(create_trial(state=state, value=value, user_attrs=attributes))
+    seen: list[list[tuple[int, str, float | None]]] = []
+
+    class Looks(optuna.samplers.RandomSampler):
+        def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
+            trials = study._get_trials(deepcopy=False)
+            seen.append([(each.number, each.state.name, each.value) for each in trials if each.state.is_finished()])
+            return {}
+
+    study.sampler = HistorySampler(Looks())
+    study.ask().suggest_float("x", 0.0, 1.0)
+    assert seen == [[(0, "COMPLETE", 0.5), (1, "COMPLETE", 0.4), (2, "PRUNED", None), (4, "COMPLETE", 0.7)]]
+    assert [trial.state.name for trial in study.trials[:3]] == ["COMPLETE", "PRUNED", "PRUNED"], "only to the sampler"

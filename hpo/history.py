@@ -1,0 +1,116 @@
+"""What a sampler learns from: completed trials, stopped ones with the value they were told, or part of a long study.
+
+Optuna's samplers leave stopped trials out, or (TPE) take any completed trial, even the worst, for better than them. A
+stopped trial here was told what it is estimated to have come to (hpo/pruning.py), so it counts as one that scored that.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+from collections.abc import Container, Sequence
+from typing import Any, TypeAlias, cast
+from weakref import WeakKeyDictionary
+
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.tally import ESTIMATE, REVIVES
+
+Space: TypeAlias = dict[str, BaseDistribution]
+
+NUM_GOOD = 25
+"""So many trials at most are good ones to Optuna's TPE (its ``default_gamma``); all others are the rest."""
+TOLD = (TrialState.COMPLETE, TrialState.PRUNED)
+
+_stopped: WeakKeyDictionary[Study, dict[int, FrozenTrial]] = WeakKeyDictionary()
+"""Of each study, its stopped trials as completed ones, by number: they do not change any more."""
+
+
+class HistorySampler(BaseSampler):
+    """`sampler`, to which a stopped trial is one that scored its estimate; for one trial.
+
+    With `max_history` it sees the best `NUM_GOOD` trials and the newest others, `max_history` in all. The good trials
+    are then those of an unbounded TPE as long as `max_history` is ten times `NUM_GOOD`; the rest, which TPE weighs less
+    the older they are, lose their oldest.
+    """
+
+    def __init__(self, sampler: BaseSampler, max_history: int | None = None) -> None:
+        self._sampler, self._max_history = sampler, max_history
+        self._view: Study | None = None
+
+    def reseed_rng(self) -> None:
+        """As the sampler's."""
+        self._sampler.reseed_rng()
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Choose what the sampler sees; of a trial that was taken up again, the later part."""
+        every = study.get_trials(deepcopy=False)
+        replaced = {each.user_attrs[REVIVES] for each in every if each.state in TOLD and REVIVES in each.user_attrs}
+        trials = [_as_completed(study, each) for each in every if each.number not in replaced]
+        if self._max_history is not None:
+            trials = best_and_newest(trials, self._max_history, study.direction)
+        self._view = cast(Study, _View(study, trials))
+        self._sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
+        """As the sampler's."""
+        return self._sampler.infer_relative_search_space(self._view or study, trial)
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: Space) -> dict[str, Any]:
+        """As the sampler's."""
+        return self._sampler.sample_relative(self._view or study, trial, search_space)
+
+    def sample_independent(self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> Any:
+        """As the sampler's."""
+        return self._sampler.sample_independent(self._view or study, trial, name, distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """As the sampler's."""
+        self._sampler.after_trial(study, trial, state, values)
+
+
+class _View:
+    """A study with these trials, to those who read them."""
+
+    def __init__(self, study: Study, trials: Sequence[FrozenTrial]) -> None:
+        self._study, self._trials = study, trials
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, deepcopy: bool, states: Container[TrialState] | None = None, **_: Any) -> list[FrozenTrial]:
+        assert not deepcopy
+        return [trial for trial in self._trials if states is None or trial.state in states]
+
+
+def _as_completed(study: Study, trial: FrozenTrial) -> FrozenTrial:
+    """A stopped `trial` that was told a value, or has an estimate of each, as one that was completed with it."""
+    values = trial.values or trial.user_attrs.get(ESTIMATE)
+    if trial.state is not TrialState.PRUNED or values is None:
+        return trial
+    known = _stopped.setdefault(study, {})
+    if trial.number not in known:
+        known[trial.number] = copy.copy(trial)
+        known[trial.number].state, known[trial.number].values = TrialState.COMPLETE, values
+    return known[trial.number]
+
+
+def best_and_newest(trials: Sequence[FrozenTrial], count: int, direction: StudyDirection) -> list[FrozenTrial]:
+    """The `NUM_GOOD` best of the completed `trials` and the newest others, `count` in all, and those not told yet."""
+    told = [trial for trial in trials if trial.state in TOLD]
+    if len(told) <= count:
+        return list(trials)
+    choose = heapq.nlargest if direction is StudyDirection.MAXIMIZE else heapq.nsmallest
+    best = choose(NUM_GOOD, filter(_is_valid, told), key=lambda trial: trial.values[0])
+    numbers = {trial.number for trial in best}
+    others = [trial.number for trial in told if trial.number not in numbers]
+    numbers.update(others[len(others) - (count - len(numbers)) :])
+    return [trial for trial in trials if not trial.state.is_finished() or trial.number in numbers]
+
+
+def _is_valid(trial: FrozenTrial) -> bool:
+    is_allowed = not trial.system_attrs or all(violation <= 0.0 for violation in trial.constraints.values())
+    return trial.state is TrialState.COMPLETE and is_allowed

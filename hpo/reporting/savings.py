@@ -1,0 +1,108 @@
+"""What a study has spent, what stopping trials has saved it, and how often it stopped one that would have won."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.pruning import StepAxis, axis_of
+from hpo.reporting.leaderboard import completed
+from hpo.study import IDENTITY
+from hpo.tally import AUDIT, CONTINUES, DEVICE_SECONDS, SAMPLED
+
+EPOCHS = "training.epochs"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FalseStops:
+    """Of the trials that a rule would have stopped and that ran on for the audit, those that became the best."""
+
+    num_audited: int
+    num_false: int
+    rate: float
+    low: float
+    high: float
+    """Wilson's 95 % interval."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """One fold-epoch is one epoch of one fold."""
+
+    fold_epochs: int
+    """Trained and scored by all trials, failed and interrupted ones too; what was trained twice counts once."""
+    saved_fold_epochs: int
+    """What the stopped trials would have trained beyond that."""
+    num_stopped: int
+    device_seconds: float | None
+    """Of the trials that say; None when none does."""
+    saved_device_seconds: float | None
+    """About: the saved fold-epochs at the mean cost of those that were trained."""
+    false_stops: FalseStops | None
+    """None when there was none for the audit: not measured."""
+
+    @property
+    def saved_share(self) -> float:
+        """Of what the same trials would have cost without stopping."""
+        total = self.fold_epochs + self.saved_fold_epochs
+        return self.saved_fold_epochs / total if total else 0.0
+
+
+def cost_of(study: optuna.Study) -> Cost:
+    """Add it up over all trials."""
+    trials, axis = study.get_trials(deepcopy=False), axis_of(study)
+    chains = defaultdict[int, list[FrozenTrial]](list)
+    for trial in trials:
+        chains[trial.user_attrs.get(CONTINUES, trial.number)].append(trial)
+    pruned = [chain for chain in chains.values() if chain[-1].state is TrialState.PRUNED]
+    stopped = [chain for chain in pruned if _steps(chain, axis)]  # others were refused for what they would take
+    saved = sum(_all_fold_epochs(chain[-1], study, axis) - len(_steps(chain, axis)) for chain in stopped)
+    spent = {root: len(_steps(chain, axis)) for root, chain in chains.items()}
+    seconds = {root: [each.user_attrs.get(DEVICE_SECONDS) for each in chain] for root, chain in chains.items()}
+    timed = {root: math.fsum(filter(None, parts)) for root, parts in seconds.items() if any(parts)}
+    timed_epochs = sum(spent[root] for root in timed)
+    total = math.fsum(timed.values())
+    return Cost(
+        fold_epochs=sum(spent.values()),
+        saved_fold_epochs=saved,
+        num_stopped=len(stopped),
+        device_seconds=total if timed else None,
+        saved_device_seconds=total / timed_epochs * saved if timed_epochs else None,
+        false_stops=false_stops(study),
+    )
+
+
+def false_stops(study: optuna.Study) -> FalseStops | None:
+    """How often a rule was wrong about the audited trials: run to their end, they beat the best one of that time."""
+    maximize = study.user_attrs[IDENTITY]["objective"]["direction"] == "maximize"
+    audited = [trial for trial in completed(study) if AUDIT in trial.user_attrs]
+    if not audited:
+        return None
+    gains = [trial.values[0] - trial.user_attrs[AUDIT]["to_beat"] for trial in audited]
+    num_false = sum(gain > 0 if maximize else gain < 0 for gain in gains)
+    low, high = wilson(num_false, len(audited))
+    return FalseStops(num_audited=len(audited), num_false=num_false, rate=num_false / len(audited), low=low, high=high)
+
+
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (1927): it stays within 0 and 1, also for none of a few."""
+    z, share = 1.959963984540054, count / total
+    center = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def _steps(chain: Sequence[FrozenTrial], axis: StepAxis) -> set[int]:
+    """The fold-epochs that trials which went on with each other have trained."""
+    return {step for trial in chain for step in trial.intermediate_values if step != axis.verdict}
+
+
+def _all_fold_epochs(trial: FrozenTrial, study: optuna.Study, axis: StepAxis) -> int:
+    """Of a trial that is not stopped."""
+    fixed = study.user_attrs[IDENTITY]["config"].get(EPOCHS, axis.max_epochs)
+    return int(axis.num_folds * trial.user_attrs.get(SAMPLED, trial.params).get(EPOCHS, fixed))

@@ -1,0 +1,276 @@
+"""The trials that a sweep evaluates: made ready, judged while they run, and told to the study. Used by one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+from optuna.artifacts import upload_artifact
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState as OptunaState
+
+from hpo.checkpoint_room import forget_checkpoints, make_room
+from hpo.criteria import Score
+from hpo.cross_validation import Folds
+from hpo.definition import StudyDefinition
+from hpo.events import JobLabel, Listener, Notice, TrialFinished, TrialStarted, TrialState
+from hpo.front import FrontRace
+from hpo.memory_check import CONSTRAINT, MemoryCheck
+from hpo.pruning import Pruner, StepAxis, is_audited
+from hpo.spending import budget_of
+from hpo.stopping.halving import Halving, rungs
+from hpo.storage import artifact_store
+from hpo.study import FAILURE, REASON, SPLIT_ID, best_value, folder_of, known_split, num_finished, revive, trial_folder
+from hpo.tally import AUDIT, CONTINUES, ESTIMATE, FOLD_SCORES, PAUSED, RUNG, VIOLATED, tally_of
+from training.config import JobConfig, dump_yaml
+from training.errors import ConfigError, Failure, FailureKind
+from training.run_dir import write_atomically
+
+
+class Judge(Protocol):
+    """Decides when a trial is stopped: a Pruner, or with several objectives a FrontRace. A runner is one's own."""
+
+    @property
+    def incumbent_value(self) -> Score | None:
+        """What a trial has to beat, if there is such a value."""
+
+    def new_runner(self, number: int, root: int, num_epochs: int) -> Any:
+        """A trial that has not scored anything yet."""
+
+    def hear(self, runner: Any, fold: int, epoch: int, value: Any) -> str:
+        """`runner` reports a `value`. Why it is stopped now; "" when it goes on."""
+
+    def estimate(self, runner: Any) -> Score | None:
+        """What a trial that was stopped is told as; None when it has reported nothing."""
+
+    def note(self, runner: Any, fold: int, epoch: int, value: Any) -> None:
+        """`runner` has reported a `value`."""
+
+    def judge_taken_over(self, runner: Any) -> str:
+        """Why a trial is stopped that goes on where another was; "" when it goes on."""
+
+    def is_pause(self, runner: Any, reason: str) -> bool:
+        """Whether it was stopped for this reason by a rule that may take it up again."""
+
+    def promotable(self, *, is_end: bool) -> tuple[int, int, int] | None:
+        """Number of a paused trial that goes on, the epochs it has reached, and those it goes on to."""
+
+    def paused(self, total: int) -> tuple[list[int], list[int]]:
+        """First numbers of the trials paused at a rung: those that cannot be promoted any more, and all."""
+
+    def second_look(self) -> tuple[int, str] | None:
+        """Number of a stopped trial that is to be taken up again, and why; None when none is worth it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A trial that is being evaluated."""
+
+    trial: optuna.Trial
+    folds: Folds
+    runner: Any
+    """Its scores, to the rules that stop it."""
+
+
+class Trials:
+    """Those of one study that this process evaluates."""
+
+    def __init__(
+        self,
+        definition: StudyDefinition,
+        study: optuna.Study,
+        listen: Listener,
+        placed: Callable[[JobConfig], JobConfig],
+    ) -> None:
+        """`placed` says where a job would run."""
+        self._definition, self._study, self._listen, self._placed = definition, study, listen, placed
+        self._axis = StepAxis(definition.max_epochs, definition.job.cross_validation.num_splits)
+        self._halving = halving_of(definition)
+        self._judge = self._new_judge()
+        self._memory = MemoryCheck(self._say)
+
+    def _new_judge(self) -> Judge:
+        config = self._definition.config
+        if len(config.objectives) > 1:
+            return FrontRace(self._study, config.stopping, self._axis.num_folds)
+        maximize = config.objectives[0].direction == "maximize"
+        return Pruner(self._study, config.stopping, self._axis, maximize=maximize, halving=self._halving)
+
+    def begin(self, trial: optuna.Trial, params: dict[str, Any]) -> Running:
+        """A new trial; over before it begins when the values do not go together or will not fit."""
+        try:
+            config, failure = self._definition.trial_config(params), None
+        except ConfigError as error:
+            config, failure = self._definition.job, Failure(kind=FailureKind.CONFIG, message=str(error))
+        self._listen(TrialStarted(number=trial.number, params=params, config=config))
+        split_id = known_split(self._study, self._definition) or config.cross_validation.split_id
+        config = config.with_values({"cross_validation.split_id": split_id})
+        folder, begun = trial_folder(self._study, trial), trial.user_attrs.get(CONTINUES)
+        root = trial.number if begun is None else begun
+        runner = self._judge.new_runner(trial.number, root, config.training.epochs)
+
+        def on_epoch(fold: int, epoch: int, value: Score) -> str:
+            try:
+                if not isinstance(value, tuple) and not runner.has(fold, epoch):  # or it did so in a first attempt
+                    trial.report(value, self._axis.step(fold, epoch))
+                return self._audited(trial, root, self._judge.hear(runner, fold, epoch, value))
+            except UpdateFinishedTrialError:
+                return "it was ended from outside"
+
+        label = JobLabel(study=self._study.study_name, trial=trial.number)
+        folds = Folds(config, folder, label, self._definition.criteria, on_epoch, until=self._until(trial))
+        folds.failure = failure
+        if failure is None:
+            self._keep_config(trial, config, folder)
+            folds.stopped = self._too_large(trial, self._placed(config))
+        running = Running(trial, folds, runner)
+        if not folds.is_over and begun is not None:
+            self._take_over(running, begun)
+        return running
+
+    def _take_over(self, running: Running, begun: int) -> None:
+        """Go on where the trial numbered `begun` was."""
+        trial, folds, runner = running.trial, running.folds, running.runner
+        for fold, epoch, value in folds.take_over():
+            if not isinstance(value, tuple):  # Optuna takes none of several objectives
+                trial.report(value, self._axis.step(fold, epoch))
+            self._judge.note(runner, fold, epoch, value)
+        self._say(f"trial {trial.number} goes on where trial {begun} was: {folds}")
+        if not folds.is_over:
+            folds.stopped = self._audited(running.trial, begun, self._judge.judge_taken_over(runner))
+
+    @property
+    def first_epochs(self) -> int:
+        """Epochs that a fold of a new trial trains, at most."""
+        return self._definition.max_epochs if self._halving is None else self._halving.rungs[0]
+
+    def promote(self, *, is_end: bool = False) -> bool:
+        """Queue a paused trial that goes on to the next rung. Returns whether one waits, of whatever process."""
+        if found := self._judge.promotable(is_end=is_end):
+            number, reached, rung = found
+            if revive(self._study, number, **{RUNG: rung}):
+                self._say(f"trial {number} is promoted from {reached} to {rung} epochs")
+        return tally_of(self._study).is_one_to_revive()
+
+    @property
+    def has_second_look(self) -> bool:
+        """Whether a stopped or paused trial is to go on."""
+        waits = tally_of(self._study).is_one_to_revive()
+        return waits or self._judge.promotable(is_end=True) is not None or self._judge.second_look() is not None
+
+    def second_look(self) -> bool:
+        """Queue a stopped trial that is worth to be taken up again. Returns whether one waits, of whatever process."""
+        if self.promote(is_end=True):
+            return True
+        found = self._judge.second_look()
+        if found and revive(self._study, found[0]):
+            self._say(f"trial {found[0]} is taken up again: {found[1]}")
+        return tally_of(self._study).is_one_to_revive()
+
+    def tell(self, running: Running) -> None:
+        """A trial is over: tell the study what came of it."""
+        trial, folds = running.trial, running.folds
+        try:
+            trial.set_user_attr(FOLD_SCORES, list(folds.scores))
+            trial.set_user_attr(SPLIT_ID, folds.split_id)
+            if folds.failure is not None:
+                self._tell_failure(trial, folds.failure, folds)
+            elif folds.stopped:
+                self._tell_stop(running, folds.stopped)
+            elif folds.is_paused:
+                self._tell_stop(running, f"paused after {folds.reached} of {folds.config.training.epochs} epochs")
+                self._forget_checkpoints()
+            else:
+                reason = self._keep_violations(trial, folds)
+                self._study.tell(trial, folds.mean)
+                self.finished(trial.number, TrialState.COMPLETE, folds.scores, value=folds.mean, reason=reason)
+        except UpdateFinishedTrialError:
+            self.finished(trial.number, TrialState.FAIL, reason="it was ended from outside")
+
+    def finished(self, number: int, state: TrialState, scores: tuple[Score | None, ...] = (), **details: Any) -> None:
+        """Say that a trial was told."""
+        details |= {"best_value": best_value(self._study), "num_finished": num_finished(self._study)}
+        details |= {"front": tuple(tally_of(self._study).front())}
+        self._listen(TrialFinished(number=number, state=state, fold_scores=scores, **{"value": None, **details}))
+
+    def _tell_failure(self, trial: optuna.Trial, failure: Failure, folds: Folds) -> None:
+        trial.set_user_attr(FAILURE, asdict(failure))
+        self._study.tell(trial, state=OptunaState.FAIL)
+        self.finished(trial.number, TrialState.FAIL, folds.scores, reason=f"{failure.kind}: {failure.message}")
+
+    def _tell_stop(self, running: Running, reason: str) -> None:
+        trial, folds = running.trial, running.folds
+        estimate = self._judge.estimate(running.runner)
+        if isinstance(estimate, tuple):
+            trial.set_user_attr(ESTIMATE, list(estimate))
+        elif estimate is not None:
+            trial.report(estimate, self._axis.verdict)  # Optuna tells a stopped trial as its last reported value
+        self._keep_violations(trial, folds)
+        trial.set_user_attr(REASON, reason)
+        if self._judge.is_pause(running.runner, reason):
+            trial.set_user_attr(PAUSED, True)
+        self._study.tell(trial, state=OptunaState.PRUNED)
+        self.finished(trial.number, TrialState.PRUNED, folds.scores, reason=reason)
+
+    def _until(self, trial: optuna.Trial) -> int | None:
+        """Epochs after which the folds of `trial` are paused."""
+        return None if self._halving is None else int(trial.user_attrs.get(RUNG, self._halving.rungs[0]))
+
+    def _forget_checkpoints(self) -> None:
+        """Those of paused trials that cannot be promoted any more, and of the worst above ``fidelity.disk``."""
+        hopeless, waiting = self._judge.paused(budget_of(self._definition).total)
+        folder, fidelity = folder_of(self._study), self._definition.config.fidelity
+        for root in hopeless:
+            forget_checkpoints(folder / f"trial_{root:04d}")
+        if fidelity and fidelity.disk:
+            make_room([folder / f"trial_{root:04d}" for root in waiting], fidelity.disk)
+
+    def _keep_violations(self, trial: optuna.Trial, folds: Folds) -> str:
+        """Tell the sampler how far the trial keeps each constraint. Which it violates, for people; "" for none."""
+        for name, violation in folds.violations.items():
+            trial.set_constraint(name, violation)
+        violated = {name: violation for name, violation in folds.violations.items() if violation > 0.0}
+        if violated:
+            trial.set_user_attr(VIOLATED, violated)
+        return ", ".join(f"violates {name} by {violation:.4g}" for name, violation in violated.items())
+
+    def _audited(self, trial: optuna.Trial, root: int, reason: str) -> str:
+        """`reason`, unless the trial is of those that run on to see how often the rules are wrong."""
+        config = self._definition.config
+        if not reason or not is_audited(root, config.stopping.audit, seed=config.sampler.seed):
+            return reason
+        if (to_beat := self._judge.incumbent_value) is None:
+            return reason
+        if AUDIT not in trial.user_attrs:
+            trial.set_user_attr(AUDIT, {"reason": reason, "to_beat": to_beat})
+            self._say(f"trial {trial.number} would be stopped ({reason}), but runs on for the audit")
+        return ""
+
+    def _too_large(self, trial: optuna.Trial, config: JobConfig) -> str:
+        """Why `config` will not fit its devices; the sampler learns it as a violated constraint."""
+        found = self._memory.overshoot(config)
+        if found is None:
+            return ""
+        trial.set_constraint(CONSTRAINT, found[0])
+        return found[1] if found[0] > 0 else ""
+
+    def _keep_config(self, trial: optuna.Trial, config: JobConfig, folder: Path) -> None:
+        """The resolved configuration beside the folds, and as an artifact that optuna-dashboard shows."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "config.yaml"
+        write_atomically(path, dump_yaml(config.model_dump()).encode())
+        upload_artifact(artifact_store=artifact_store(self._definition.root), file_path=str(path), study_or_trial=trial)
+
+    def _say(self, text: str) -> None:
+        self._listen(Notice(message=text))
+
+
+def halving_of(definition: StudyDefinition) -> Halving | None:
+    """The rungs of a study with ``fidelity``."""
+    fidelity, epochs = definition.config.fidelity, definition.job.training.epochs
+    if fidelity is None:
+        return None
+    return Halving(rungs=rungs(fidelity.epochs.min, fidelity.epochs.eta, epochs), eta=fidelity.epochs.eta)
