@@ -22,12 +22,13 @@ def test_a_study_across_strategies_runs_end_to_end(study: str, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     for variable in ("MLFLOW_TRACKING_URI", "HPO_STORAGE"):
         monkeypatch.delenv(variable, raising=False)
-    path, short = str(CHECKOUT / "studies" / f"{study}.yaml"), ("--set", "data.max_samples=120", "--env", "ci")
+    text = (CHECKOUT / "studies" / f"{study}.yaml").read_text().replace("base: ", f"base: {CHECKOUT}/")
+    (tmp_path / f"{study}.yaml").write_text(text + "stopping: {epochs: none, folds: none}\n")  # every fold is looked at
+    path, short = f"{study}.yaml", ("--set", "data.max_samples=120", "--env", "ci")
     run_hpo("sweep", "--study", path, "--trials", "3", "--folds", "2", "--set", "training.epochs=1", *short)
     folds = sorted(Path(f"runs/{study}").glob("trial_*/fold_*"))
     jobs = {fold: RunDir(fold).load_config() for fold in folds}
-    assert len({fold.parent for fold in folds}) == 3
-    assert len(folds) >= 4, "the first trial has both of its folds; others may be stopped after one"
+    assert len(jobs) == 6
     for fold, job in jobs.items():
         outcome = RunDir(fold).load_result()
         assert outcome is not None
