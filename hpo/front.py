@@ -21,9 +21,6 @@ from hpo.tally import tally_of
 class FrontRace:
     """Decides, after each fold, whether a trial goes on. One serves all trials of a sweep."""
 
-    incumbent_value = None
-    """There is no one best trial."""
-
     def __init__(self, study: optuna.Study, config: StoppingConfig, num_folds: int) -> None:
         self._study, self._config, self._num_folds = study, config, num_folds
         self._signs = np.array(signs(direction.name.lower() for direction in study.directions))
@@ -77,6 +74,12 @@ class FrontRace:
         there = ahead if found is None else ahead[ended]
         expected = self._signs * (ahead.mean(axis=0) + (runner.scores[ended] - there).mean(axis=0))
         return tuple(map(float, expected))
+
+    def to_beat(self, runner: Racer) -> tuple[float, ...] | None:
+        """The mean of each objective of the trial that dominates it; None when none does."""
+        self._read_told()
+        found = dominator(runner.scores, self._told, risk=1.0)
+        return None if found is None else tuple(map(float, self._signs * self._told[found[0]].mean(axis=0)))
 
     def second_look(self) -> None:
         """No stopped trial is taken up again."""

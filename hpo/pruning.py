@@ -177,9 +177,8 @@ class Pruner:
         runner, chance = found
         return runner.number, f"it has a chance of {chance:.2g} to beat trial {self._field.incumbent.number}"
 
-    @property
-    def incumbent_value(self) -> float | None:
-        """The value of the best trial that ran all its folds, if there is one."""
+    def to_beat(self, runner: Runner) -> float | None:
+        """The value of the best trial that ran all its folds, if there is one; the same for every `runner`."""
         self._read_told()
         return None if self._field.incumbent is None else self._sign * self._field.incumbent.mean
 

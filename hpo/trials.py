@@ -33,9 +33,8 @@ from training.run_dir import write_atomically
 class Judge(Protocol):
     """Decides when a trial is stopped: a Pruner, or with several objectives a FrontRace. A runner is one's own."""
 
-    @property
-    def incumbent_value(self) -> Score | None:
-        """What a trial has to beat, if there is such a value."""
+    def to_beat(self, runner: Any) -> Score | None:
+        """What stops `runner`: the value of the best trial, or of the one that dominates it; None without one."""
 
     def new_runner(self, number: int, root: int, num_epochs: int) -> Any:
         """A trial that has not scored anything yet."""
@@ -116,7 +115,7 @@ class Trials:
             try:
                 if not isinstance(value, tuple) and not runner.has(fold, epoch):  # or it did so in a first attempt
                     trial.report(value, self._axis.step(fold, epoch))
-                return self._audited(trial, root, self._judge.hear(runner, fold, epoch, value))
+                return self._audited(trial, runner, self._judge.hear(runner, fold, epoch, value))
             except UpdateFinishedTrialError:
                 return "it was ended from outside"
 
@@ -140,7 +139,7 @@ class Trials:
             self._judge.note(runner, fold, epoch, value)
         self._say(f"trial {trial.number} goes on where trial {begun} was: {folds}")
         if not folds.is_over:
-            folds.stopped = self._audited(running.trial, begun, self._judge.judge_taken_over(runner))
+            folds.stopped = self._audited(running.trial, runner, self._judge.judge_taken_over(runner))
 
     @property
     def first_epochs(self) -> int:
@@ -237,12 +236,12 @@ class Trials:
             trial.set_user_attr(VIOLATED, violated)
         return ", ".join(f"violates {name} by {violation:.4g}" for name, violation in violated.items())
 
-    def _audited(self, trial: optuna.Trial, root: int, reason: str) -> str:
+    def _audited(self, trial: optuna.Trial, runner: Any, reason: str) -> str:
         """`reason`, unless the trial is of those that run on to see how often the rules are wrong."""
         config = self._definition.config
-        if not reason or not is_audited(root, config.stopping.audit, seed=config.sampler.seed):
+        if not reason or not is_audited(runner.root, config.stopping.audit, seed=config.sampler.seed):
             return reason
-        if (to_beat := self._judge.incumbent_value) is None:
+        if (to_beat := self._judge.to_beat(runner)) is None:
             return reason
         if AUDIT not in trial.user_attrs:
             trial.set_user_attr(AUDIT, {"reason": reason, "to_beat": to_beat})

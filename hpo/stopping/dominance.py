@@ -30,10 +30,6 @@ class Racer:
     scores: Floats
     """(folds, objectives), NaN where a fold has not ended."""
 
-    def has(self, fold: int, epoch: int) -> bool:
-        """Whether it has reported the values after `epoch` epochs of `fold`: only those of its end are kept."""
-        return epoch == self.num_epochs and not bool(np.isnan(self.scores[fold]).any())
-
     @property
     def is_complete(self) -> bool:
         """Whether every fold ran to its end."""

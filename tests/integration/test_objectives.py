@@ -100,6 +100,19 @@ def test_what_another_trial_dominates_is_stopped_between_folds(tmp_path: Path, m
         assert not (tmp_path / f"runs/digits/trial_{trial.number:04d}/fold_2").exists()
 
 
+def test_a_dominated_trial_runs_on_for_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = "  optimizer.lr: {choice: [0.05, 1e-6]}\nsampler: {name: grid, seed: 0}\nbudget: {trials: 8}\n"
+    write(tmp_path, space + SEVERAL + "stopping: {audit: 1.0}\n", monkeypatch)
+    err = run_hpo("sweep", "--study", "digits").stderr
+    assert {trial.state for trial in trials()} == {TrialState.COMPLETE}
+    audited = [trial.user_attrs["hpo:audit"] for trial in trials() if "hpo:audit" in trial.user_attrs]
+    assert audited, err
+    for audit in audited:
+        assert "not to be dominated by trial" in audit["reason"]
+        assert audit["to_beat"][1] in SIZES.values()
+    assert "runs on for the audit" in err
+
+
 def test_the_best_trial_of_one_objective_keeps_its_constraints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = "objective: {metric: accuracy, direction: maximize}\nsampler: {name: grid}\nbudget: {trials: 4}\n"
     limits = "constraints: [{metric: parameters, at_most: 1300}, {metric: inference_ms, at_most: 1000}]\n"

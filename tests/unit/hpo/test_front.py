@@ -126,6 +126,13 @@ def test_a_stopped_trial_is_told_as_the_one_that_dominates_it_and_the_difference
     assert race_of(study).estimate(race_of(study).new_runner(5, 5, 2)) is None
 
 
+def test_an_audited_trial_has_to_beat_the_means_of_the_one_that_dominates_it(study: optuna.Study) -> None:
+    study.add_trials([complete((0.8, 100), (0.9, 100), (1.0, 100)), flat(0.7, 50)])
+    race = race_of(study)
+    assert race.to_beat(heard(race, (0.3, 110))[0]) == pytest.approx((0.9, 100.0))
+    assert race.to_beat(heard(race, (0.3, 10))[0]) is None
+
+
 # Samplers
 
 
