@@ -13,8 +13,9 @@ from typing import Any, TypeAlias, cast
 from weakref import WeakKeyDictionary
 
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, GPSampler
 from optuna.study import Study, StudyDirection
+from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.tally import ESTIMATE, REVIVES
@@ -52,6 +53,8 @@ class HistorySampler(BaseSampler):
         trials = [_as_completed(study, each) for each in every if each.number not in replaced]
         if self._max_history is not None:
             trials = best_and_newest(trials, self._max_history, study.direction)
+        if isinstance(self._sampler, GPSampler):
+            trials = with_common_constraints(trials)
         self._view = cast(Study, _View(study, trials))
         self._sampler.before_trial(study, trial)
 
@@ -96,6 +99,24 @@ def _as_completed(study: Study, trial: FrozenTrial) -> FrozenTrial:
         known[trial.number] = copy.copy(trial)
         known[trial.number].state, known[trial.number].values = TrialState.COMPLETE, values
     return known[trial.number]
+
+
+def with_common_constraints(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """`trials`, the completed ones with no constraint that another of them lacks: Optuna's GP raises otherwise.
+
+    Whether a job fits its memory is a constraint that is known only where it was predicted. One that was completed did.
+    """
+    names = [frozenset(trial.constraints) for trial in trials if trial.state is TrialState.COMPLETE]
+    if len(set(names)) < 2:
+        return list(trials)
+    odd = {f"{_CONSTRAINTS_KEY}:{name}" for name in frozenset.union(*names) - frozenset.intersection(*names)}
+    return [_without(trial, odd) if trial.state is TrialState.COMPLETE else trial for trial in trials]
+
+
+def _without(trial: FrozenTrial, attributes: Container[str]) -> FrozenTrial:
+    found = copy.copy(trial)
+    found.system_attrs = {key: value for key, value in trial.system_attrs.items() if key not in attributes}
+    return found
 
 
 def best_and_newest(trials: Sequence[FrozenTrial], count: int, direction: StudyDirection) -> list[FrozenTrial]:

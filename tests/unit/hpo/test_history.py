@@ -8,11 +8,12 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.samplers import GPSampler
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.history import NUM_GOOD, HistorySampler, best_and_newest
+from hpo.history import NUM_GOOD, HistorySampler, best_and_newest, with_common_constraints
 from hpo.study import ask, open_study
 from hpo.study_config import SamplerConfig
 from hpo.tally import REVIVES
@@ -60,6 +61,21 @@ def test_a_trial_that_violates_a_constraint_is_not_among_the_best() -> None:
         trial.set_constraint("memory", 1.0 if number == 0 else -1.0)
         study.tell(trial, -100.0 if number == 0 else float(number))
     assert numbers(best_and_newest(study.trials, 30, StudyDirection.MINIMIZE))[0] == 1
+
+
+@pytest.mark.parametrize("directions", [["minimize"], ["minimize", "maximize"]])
+def test_gp_goes_on_where_only_some_trials_know_a_constraint(memory: RDBStorage, directions: list[str]) -> None:
+    study = optuna.create_study(storage=memory, directions=directions)
+    for number in range(6):
+        study.sampler = HistorySampler(GPSampler(seed=0, n_startup_trials=2))
+        trial = study.ask()
+        lr = trial.suggest_float("lr", 0.0, 1.0)
+        if number % 2:  # predicted on another machine
+            trial.set_constraint("memory", -0.5)
+        trial.set_constraint("size", -lr)
+        study.tell(trial, [(lr - 0.3) ** 2, lr][: len(directions)])
+    assert [len(trial.constraints) for trial in study.trials] == [1, 2] * 3
+    assert {tuple(trial.constraints) for trial in with_common_constraints(study.trials)} == {("size",)}
 
 
 def sampled_after(storage: RDBStorage, root: Path, count: int, **sampler: Any) -> dict[str, Any]:
