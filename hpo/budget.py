@@ -118,7 +118,7 @@ def _hours(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A finished trial: its id, and its value when it is complete."""
+    """A finished trial: its id, and its value when it is complete and violates no constraint."""
 
     trial_id: int
     value: float | None

@@ -109,7 +109,7 @@ class Tally:
         self._reported: list[Reported] = []
         self._unread_seconds: list[int] = []
         self._values: dict[int, float] = {}
-        """Of the completed trials, by id."""
+        """Of the completed trials that violate no constraint, by id."""
         self._ended: dict[int, tuple[datetime, int]] = {}
         """When the trials that count ended, and their ids, by number."""
         self._best: float | None = None
@@ -181,7 +181,8 @@ class Tally:
             return sorted(self._front)
 
     def told(self) -> list[Told]:
-        """The trials that were told and not interrupted, in the order in which they ended."""
+        """The trials that were told and not interrupted, in the order in which they ended; one that violates a
+        constraint has no value."""
         with self._lock:
             self._read_values()
             return [Told(trial_id, self._values.get(trial_id)) for _, trial_id in sorted(self._ended.values())]
@@ -276,14 +277,21 @@ class Tally:
         table = TrialValueModel
         chosen = select(table.trial_id, table.value, table.value_type)
         rows = list(self._of(self._unread_values, chosen, table.trial_id))
+        violated = self._violated(self._unread_values)
         self._unread_values = []
-        new = [(table.stored_repr_to_value(*row[1:]), row[0]) for row in rows]
+        new = [(table.stored_repr_to_value(*row[1:]), row[0]) for row in rows if row[0] not in violated]
         self._values |= {trial_id: value for value, trial_id in new}
         for value, trial_id in sorted(new, reverse=self._maximize):
             if self._best is not None and not (value > self._best if self._maximize else value < self._best):
                 break
             if all(violation <= 0.0 for violation in self._storage.get_trial(trial_id).constraints.values()):
                 self._best = value
+
+    def _violated(self, ids: list[int]) -> set[int]:
+        """Those of these trials that violate a constraint of the study."""
+        attribute = TrialUserAttributeModel
+        chosen = select(attribute.trial_id).where(attribute.key == VIOLATED)
+        return {trial_id for (trial_id,) in self._of(ids, chosen, attribute.trial_id)}
 
     def _read_front(self) -> None:
         """The front with the trials that were completed since the last time."""

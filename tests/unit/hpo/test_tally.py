@@ -30,7 +30,18 @@ from hpo.study import (
     take_place,
     withdraw,
 )
-from hpo.tally import CONTINUES, DEVICE_SECONDS, FOLD_SCORES, INTERRUPTED, PAUSED, REVIVES, SAMPLED, Tally, tally_of
+from hpo.tally import (
+    CONTINUES,
+    DEVICE_SECONDS,
+    FOLD_SCORES,
+    INTERRUPTED,
+    PAUSED,
+    REVIVES,
+    SAMPLED,
+    VIOLATED,
+    Tally,
+    tally_of,
+)
 from tests.many_trials import EPOCHS, add_finished_trials, define_six
 
 
@@ -164,6 +175,14 @@ def test_a_trial_that_violates_a_constraint_is_never_the_best(storage: RDBStorag
         trial.set_constraint("memory", violation)
         study.tell(trial, value)
     assert (best_value(study), study.best_value) == (2.0, 2.0)
+
+
+def test_what_violates_a_constraint_is_no_improvement_that_others_would_have_to_beat(storage: RDBStorage) -> None:
+    study = optuna.create_study(study_name="demo", storage=storage, direction="maximize")
+    for value, violation in ((0.9, 1.0), (0.5, -1.0)):
+        attributes = {VIOLATED: {"parameters.at_most": violation}} if violation > 0 else {}
+        study.add_trial(create_trial(value=value, user_attrs=attributes, constraints={"parameters.at_most": violation}))
+    assert [told.value for told in tally_of(study).told()] == [None, 0.5]
 
 
 def test_a_study_that_is_in_no_database_has_no_tally() -> None:
