@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.criteria import signs
 from hpo.pruning import StepAxis, axis_of
-from hpo.reporting.leaderboard import completed
-from hpo.study import IDENTITY
+from hpo.study import IDENTITY, is_feasible
 from hpo.tally import AUDIT, CONTINUES, DEVICE_SECONDS, SAMPLED
 
 EPOCHS = "training.epochs"
@@ -78,13 +78,15 @@ def cost_of(study: optuna.Study) -> Cost:
 
 
 def false_stops(study: optuna.Study) -> FalseStops | None:
-    """How often a rule was wrong about the audited trials: run to their end, they beat the best one of that time."""
-    maximize = study.user_attrs[IDENTITY]["objective"]["direction"] == "maximize"
-    audited = [trial for trial in completed(study) if AUDIT in trial.user_attrs]
+    """How often a rule was wrong about the audited trials: run to their end, they beat the best one of that time, and
+    violate no constraint."""
+    sign = signs([study.user_attrs[IDENTITY]["objective"]["direction"]])[0]
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    audited = [trial for trial in complete if AUDIT in trial.user_attrs]
     if not audited:
         return None
-    gains = [trial.values[0] - trial.user_attrs[AUDIT]["to_beat"] for trial in audited]
-    num_false = sum(gain > 0 if maximize else gain < 0 for gain in gains)
+    gains = [sign * (trial.values[0] - trial.user_attrs[AUDIT]["to_beat"]) for trial in audited if is_feasible(trial)]
+    num_false = sum(gain > 0 for gain in gains)
     low, high = wilson(num_false, len(audited))
     return FalseStops(num_audited=len(audited), num_false=num_false, rate=num_false / len(audited), low=low, high=high)
 

@@ -65,3 +65,11 @@ def test_wilson_s_interval_is_that_of_the_books() -> None:
     assert wilson(1, 10) == pytest.approx((0.0179, 0.4042), abs=1e-4)
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+
+
+def test_an_audited_trial_that_violates_a_constraint_was_stopped_rightly(tmp_path: Path) -> None:
+    refused, beaten = (complete(0.6, 0.6, **{AUDIT: {"reason": "it lost", "to_beat": 0.5}}) for _ in range(2))
+    refused.set_constraint("parameters.at_most", 1.0)
+    found = false_stops(study_in(tmp_path, complete(0.9, 0.9), refused, beaten))
+    assert found is not None
+    assert (found.num_audited, found.num_false) == (2, 1)
