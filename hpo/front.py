@@ -10,10 +10,11 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
+from hpo.console import number
 from hpo.criteria import Score, as_tuple, signs
-from hpo.errors import NoBestTrialError
 from hpo.stopping.dominance import Racer, dominator
 from hpo.stopping.field import Floats
+from hpo.study import no_completed_trial
 from hpo.study_config import StoppingConfig
 from hpo.tally import tally_of
 
@@ -58,7 +59,7 @@ class FrontRace:
         if found is None:
             return ""
         row, chance = found
-        values = ", ".join(f"{each:.4g}" for each in self._signs * runner.scores[fold])
+        values = ", ".join(map(number, self._signs * runner.scores[fold]))
         return f"fold {fold}: {values} leave a chance of {chance:.2g} not to be dominated by trial {self._numbers[row]}"
 
     def estimate(self, runner: Racer) -> tuple[float, ...] | None:
@@ -112,8 +113,6 @@ def front_of(study: optuna.Study) -> list[FrozenTrial]:
     numbers = set(tally_of(study).front())
     found = [trial for trial in study.get_trials(deepcopy=False) if trial.number in numbers]
     if not found:
-        raise NoBestTrialError(
-            f"study '{study.study_name}' has no completed trial yet that keeps its constraints; see hpo status"
-        )
+        raise no_completed_trial(study)
     sign = signs([study.directions[0].name.lower()])[0]
     return sorted(found, key=lambda trial: (-sign * trial.values[0], trial.number))

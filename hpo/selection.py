@@ -28,7 +28,7 @@ from hpo.errors import HpoError
 from hpo.fold_statistics import standard_error
 from hpo.front import front_of
 from hpo.reporting.summary import BestTrial, describe_trial
-from hpo.study import IDENTITY, SPLIT_ID, best_trial, is_feasible, require_one_objective
+from hpo.study import IDENTITY, SPLIT_ID, best_trial, is_feasible, require_one_objective, that_keeps
 from training.errors import DataError
 from training.run_dir import Event, Record, RunDir
 
@@ -120,8 +120,9 @@ def _named(study: optuna.Study, number: int) -> Choice:
     known = _ranked(study) if is_one else front_of(study)
     found = next((trial for trial in known if trial.number == number), None)
     if found is None:
-        numbers, what = ", ".join(str(trial.number) for trial in known), "completed" if is_one else "on the front"
-        raise HpoError(f"--trial {number} is not {what} in study '{study.study_name}'; take one of {numbers}")
+        numbers = ", ".join(str(trial.number) for trial in known)
+        what = f"no completed trial{that_keeps(study)}" if is_one else "not on the front"
+        raise HpoError(f"--trial {number} is {what} in study '{study.study_name}'; take one of {numbers}")
     trial, best = describe_trial(study, found), describe_trial(study, known[0] if is_one else found)
     reason = "named by --trial" if is_one else f"named by --trial, of a front of {len(known)}"
     cost, best_cost = fold_cost(trial.folder), fold_cost(best.folder)

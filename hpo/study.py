@@ -344,9 +344,17 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
     try:
         return study.best_trial
     except ValueError as error:
-        kept = " that keeps its constraints" if "constraints" in study.user_attrs.get(IDENTITY, {}) else ""
-        message = f"study '{study.study_name}' has no completed trial yet{kept}; see hpo status"
-        raise NoBestTrialError(message) from error
+        raise no_completed_trial(study) from error
+
+
+def no_completed_trial(study: optuna.Study) -> NoBestTrialError:
+    """There is none to choose from."""
+    return NoBestTrialError(f"study '{study.study_name}' has no completed trial yet{that_keeps(study)}; see hpo status")
+
+
+def that_keeps(study: optuna.Study) -> str:
+    """What else a trial must be to be chosen; "" where the study has no constraints."""
+    return " that keeps its constraints" if study.user_attrs.get(IDENTITY, {}).get("constraints") else ""
 
 
 def is_feasible(trial: FrozenTrial) -> bool:

@@ -13,6 +13,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState as OptunaState
 
 from hpo.checkpoint_room import forget_checkpoints, make_room
+from hpo.console import number
 from hpo.criteria import Score
 from hpo.cross_validation import Folds
 from hpo.definition import StudyDefinition
@@ -234,7 +235,7 @@ class Trials:
         violated = {name: violation for name, violation in folds.violations.items() if violation > 0.0}
         if violated:
             trial.set_user_attr(VIOLATED, violated)
-        return ", ".join(f"violates {name} by {violation:.4g}" for name, violation in violated.items())
+        return ", ".join(f"violates {name} by {number(violation)}" for name, violation in violated.items())
 
     def _audited(self, trial: optuna.Trial, runner: Any, reason: str) -> str:
         """`reason`, unless the trial is of those that run on to see how often the rules are wrong."""

@@ -79,9 +79,14 @@ def test_the_front_is_that_of_optuna_however_trials_come(study: optuna.Study) ->
     assert [trial.values for trial in front_of(study)] == sorted((t.values for t in study.best_trials), reverse=True)
 
 
-def test_without_a_feasible_trial_there_is_no_front(study: optuna.Study) -> None:
-    study.add_trial(flat(0.9, 10, violation=1.0))
-    with pytest.raises(NoBestTrialError, match="no completed trial yet that keeps its constraints"):
+def test_without_a_feasible_trial_there_is_no_front(storage: RDBStorage, tmp_path: Path) -> None:
+    study = told_study(storage, tmp_path, flat(0.9, 10, violation=1.0))
+    with pytest.raises(NoBestTrialError, match="has no completed trial yet that keeps its constraints; see hpo status"):
+        front_of(study)
+
+
+def test_a_study_without_constraints_blames_none_that_it_has_no_front(study: optuna.Study) -> None:
+    with pytest.raises(NoBestTrialError, match="has no completed trial yet; see hpo status"):
         front_of(study)
 
 
@@ -90,8 +95,8 @@ def test_without_a_feasible_trial_there_is_no_front(study: optuna.Study) -> None
 
 def test_what_another_trial_dominates_is_stopped_after_a_fold_and_the_other_is_named(study: optuna.Study) -> None:
     study.add_trials([flat(0.9, 100), flat(0.7, 50)])
-    _, reason = heard(race_of(study), (0.5, 100))
-    assert reason.startswith("fold 0: 0.5, 100 leave a chance of ")
+    _, reason = heard(race_of(study), (0.5, 12345))
+    assert reason.startswith("fold 0: 0.5000, 12345 leave a chance of ")
     assert reason.endswith(" not to be dominated by trial 0")
     assert heard(race_of(study), (0.5, 49))[1] == ""
 

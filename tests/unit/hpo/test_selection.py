@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.errors import HpoError, NoBestTrialError
 from hpo.reporting.summary import describe_best
-from hpo.selection import choose, fold_cost
+from hpo.selection import choose, chosen_trial, fold_cost
 from hpo.study import FOLDER, IDENTITY, SPLIT_ID
 from hpo.tally import FOLD_SCORES
 from training.run_dir import Event, Record, RunDir
@@ -177,3 +177,12 @@ def test_mlflow_is_told_of_the_choice(tmp_path: Path) -> None:
         "hpo.members": "trial 1 fold 0, trial 1 fold 1, trial 0 fold 0",
     }
     assert choice.params == {}
+
+
+def test_a_named_trial_that_violates_a_constraint_is_refused_for_that(tmp_path: Path) -> None:
+    study = study_with(tmp_path, complete(0.9, violation=1.0), complete(0.5))
+    with pytest.raises(HpoError, match="--trial 0 is no completed trial in study 'demo'; take one of 1"):
+        chosen_trial(study, "best", None, 0)
+    study.set_user_attr(IDENTITY, {**study.user_attrs[IDENTITY], "constraints": [{"metric": "loss", "at_most": 1.0}]})
+    with pytest.raises(HpoError, match="--trial 0 is no completed trial that keeps its constraints in study 'demo'"):
+        chosen_trial(study, "best", None, 0)
