@@ -131,6 +131,8 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
 ) -> None:
     """Search: sample hyperparameters, train every fold, keep the scores. The same command again continues."""
     began = time.monotonic()
+    from optuna.trial import TrialState
+
     from hpo import show
     from hpo.console import open_console
     from hpo.launchers import warm_up
@@ -139,7 +141,7 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
     from hpo.preflight import preflight
     from hpo.reporting.summary import describe_best, describe_front
     from hpo.storage import open_storage
-    from hpo.study import best_value, open_study, study_names
+    from hpo.study import open_study, study_names
     from hpo.tally import tally_of
 
     options = {"cross_validation.folds": folds, "budget.trials": trials, "budget.timeout": timeout}
@@ -159,7 +161,7 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
         run = Sweep(definition, opened, all_of(tracker, console), began=began)
         run.run()
     _require_hope(run.hopeless)
-    if definition.config.budget.deadline is not None and best_value(opened) is None and not tally_of(opened).front():
+    if definition.config.budget.deadline is not None and not tally_of(opened).states()[TrialState.COMPLETE]:
         return show.no_best(as_json=as_json)  # it said what is parked, and how to go on
     again, where = again_options(study, env, settings, storage), masked(url)
     if len(definition.config.objectives) > 1:

@@ -128,6 +128,16 @@ def test_the_best_trial_of_one_objective_keeps_its_constraints(tmp_path: Path, m
             assert 0 < record.values["inference_ms"] < 1000
 
 
+def test_a_deadline_does_not_hide_that_no_trial_keeps_a_constraint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = "sampler: {name: grid}\nbudget: {trials: 2, deadline: 1000s}\n"
+    write(tmp_path, SEVERAL + "constraints: [{metric: parameters, at_most: 1}]\n" + budget, monkeypatch)
+    done = run_hpo("sweep", "--study", "digits", status=1)
+    assert "study 'digits' has no completed trial yet that keeps its constraints" in done.stderr
+    assert "no trial is complete yet" not in done.stdout
+
+
 def test_the_example_of_accuracy_against_size_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     enter(tmp_path, monkeypatch)
     path, short = str(CHECKOUT / "studies" / "digits_pareto.yaml"), ("--set", "data.max_samples=200")
