@@ -84,7 +84,8 @@ def _measured(definition: StudyDefinition, storage: optuna.storages.BaseStorage,
 def _has_same_jobs(study: optuna.Study, definition: StudyDefinition) -> bool:
     """Whether it searches the same parameters in the same ranges, of jobs that are fixed to the same values."""
     theirs, ours = study.user_attrs[IDENTITY], definition.identity()
-    is_comparable = not identity_differences({**theirs, "objective": ours["objective"]}, ours)
+    judged = {"objective": ours["objective"], "constraints": ours.get("constraints", [])}  # costs nothing
+    is_comparable = not identity_differences({**theirs, **judged}, ours)
     return is_comparable and theirs["search_space"] == ours["search_space"]
 
 

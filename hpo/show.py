@@ -259,7 +259,8 @@ def _progress(status: StudyStatus) -> Iterator[tuple[str, Any]]:
     if status.best_trial is not None:
         yield "best", f"{number(status.best_value)} (trial {status.best_trial})"
     if status.front:
-        yield "front", f"{len(status.front)} trials that no other dominates: {', '.join(map(str, status.front))}"
+        trials = f"{len(status.front)} trial{'s' * (len(status.front) > 1)}"
+        yield "front", f"{trials} that no other dominates: {', '.join(map(str, status.front))}"
     for trial in status.running:
         yield "running", _running(trial)
     if status.device_hours:

@@ -159,7 +159,7 @@ def _running(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> dict[str, 
         if not run_dir.result.exists() and not run_dir.error.exists()
     }
     if len(study.directions) > 1:  # Optuna keeps no values in between
-        epochs = Counter({fold: num_evaluated(run_dirs[fold]) for fold in folds})
+        epochs = Counter({fold: num_evaluated(run_dir) for fold, run_dir in run_dirs.items()})
         folds = {fold: epochs[fold] for fold in folds}
     reports = epochs.total()
     return {"number": trial.number, "params": trial.params, "reports": reports, "folds": folds}

@@ -12,17 +12,21 @@ import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hpo import show
 from hpo.definition import StudyDefinition
 from hpo.errors import HpoError, NoBestTrialError
 from hpo.front import FrontRace, front_of
 from hpo.history import HistorySampler
+from hpo.price import price_of
 from hpo.reporting.summary import describe_front, describe_status
 from hpo.selection import chosen_trial
+from hpo.spending import FOLD_TIMES
 from hpo.stopping.dominance import Racer
-from hpo.study import ask, open_study
+from hpo.study import ask, open_study, trial_folder
 from hpo.study_config import StoppingConfig, StudyConfig
 from hpo.tally import ESTIMATE, FOLD_SCORES, VIOLATED, tally_of
 from training.config import JobConfig, Layer
+from training.run_dir import Event, Record, RunDir
 
 DIRECTIONS = ["maximize", "minimize"]
 
@@ -141,7 +145,7 @@ def test_an_audited_trial_has_to_beat_the_means_of_the_one_that_dominates_it(stu
 # Samplers
 
 
-def definition(root: Path, sampler: str) -> StudyDefinition:
+def definition(root: Path, sampler: str, **changes: Any) -> StudyDefinition:
     values = {
         "study": f"demo_{sampler}",
         "objective": [{"metric": "accuracy", "direction": "maximize"}, {"metric": "loss", "direction": "minimize"}],
@@ -151,6 +155,7 @@ def definition(root: Path, sampler: str) -> StudyDefinition:
             "optimizer.momentum": {"float": [0.0, 0.9], "step": 0.1},
         },
         "sampler": {"name": sampler, "startup_trials": 4},
+        **changes,
     }
     job = JobConfig().with_values({"output.root": str(root)})
     config = StudyConfig.model_validate(values)
@@ -219,6 +224,33 @@ def test_the_trials_of_the_front_are_described_by_each_objective_the_best_in_the
     assert front[0].interval.mean == pytest.approx(0.9)
     assert front[0].interval.low < 0.9 < front[0].interval.high
     assert describe_status(study).front == [0, 1]
+
+
+def test_the_status_counts_the_epochs_of_all_folds_of_a_running_trial(storage: RDBStorage, tmp_path: Path) -> None:
+    study = told_study(storage, tmp_path, flat(0.5, 1.0))
+    trial = study.ask()
+    for fold in range(2):
+        run_dir = RunDir(trial_folder(study, trial) / f"fold_{fold}")
+        run_dir.path.mkdir(parents=True)
+        run_dir.append(Record(event=Event.EVALUATE, step=1, epoch=1, time=0.0, values={"accuracy": 0.5, "loss": 1.0}))
+        if fold == 0:  # it has ended
+            run_dir.result.touch()
+    [running] = describe_status(study).running
+    assert (running["reports"], running["folds"]) == (2, {1: 1})
+
+
+def test_one_trial_is_no_trials(storage: RDBStorage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show.status([describe_status(told_study(storage, tmp_path, flat(0.5, 1.0)))], as_json=False)
+    assert "1 trial that no other dominates: 0\n" in capsys.readouterr().out
+
+
+def test_what_a_fold_took_under_another_constraint_is_its_price_too(storage: RDBStorage, tmp_path: Path) -> None:
+    study = told_study(storage, tmp_path, flat(0.5, 1.0))
+    study.ask().set_user_attr(FOLD_TIMES, [[3.0, 1]])
+    other = definition(tmp_path, "random", study="other", constraints=[])
+    measured = price_of(other, storage).measured
+    assert measured is not None
+    assert (measured.study, measured.fold_s) == ("demo_random", 3.0)
 
 
 def test_a_trial_to_train_is_named_and_is_one_of_the_front(storage: RDBStorage, tmp_path: Path) -> None:
