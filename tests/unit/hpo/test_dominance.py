@@ -87,6 +87,22 @@ def test_a_rule_is_wrong_about_as_often_as_it_says() -> None:
     assert wrong / stopped < 0.1
 
 
+def test_among_many_looked_at_after_each_fold_few_are_stopped_that_nobody_would_have_dominated() -> None:
+    random = np.random.default_rng(1)
+    stopped = wrong = 0
+    for _ in range(500):
+        size = random.uniform(0.0, 1.0, 41)
+        levels = np.c_[0.6 + 0.2 * size + random.normal(0, 0.03, 41), -2.0 * size]
+        scores = levels[:, None, :] + random.normal(0, (0.02, 0.2), (41, 5, 2))
+        means = scores.mean(axis=1).tolist()
+        looks = (np.where(np.arange(5)[:, None] < num_ended, scores[0], NAN) for num_ended in range(1, 5))
+        if any(dominator(seen, scores[1:], risk=0.1) for seen in looks):
+            stopped += 1
+            wrong += not any(dominates(other, means[0]) for other in means[1:])
+    assert stopped > 200
+    assert wrong / stopped < 0.07
+
+
 def test_an_equal_trial_and_one_without_an_ended_fold_or_without_a_field_are_not_dominated() -> None:
     others = told((0.8, 100), (0.6, 50), noise=0.0)
     assert dominator(others[0], others, risk=0.1) is None
