@@ -261,6 +261,8 @@ def _progress(status: StudyStatus) -> Iterator[tuple[str, Any]]:
     if status.front:
         trials = f"{len(status.front)} trial{'s' * (len(status.front) > 1)}"
         yield "front", f"{trials} that no other dominates: {', '.join(map(str, status.front))}"
+    if status.infeasible:
+        yield "infeasible", f"{status.infeasible} violate a constraint, by the folds that they ran"
     for trial in status.running:
         yield "running", _running(trial)
     if status.device_hours:

@@ -19,7 +19,7 @@ from hpo.fold_statistics import Interval, fold_interval
 from hpo.front import front_of
 from hpo.spending import budget_of, spent
 from hpo.study import DEFINITION, FAILURE, IDENTITY, SPLIT_ID, best_trial, trial_folder
-from hpo.tally import FOLD_SCORES, tally_of
+from hpo.tally import FOLD_SCORES, VIOLATED, tally_of
 from training.errors import ConfigError, DataError
 from training.run_dir import Event, RunDir
 
@@ -106,6 +106,8 @@ class StudyStatus:
     best_value: float | None
     front: list[int]
     """With several objectives: numbers of the trials that no other dominates."""
+    infeasible: int
+    """Completed and stopped trials that violate a constraint, by the folds that they ran."""
     running: list[dict[str, Any]]
     """Number, parameters and reported epochs of each running trial, and `folds`: finished epochs by running fold."""
     failures: dict[str, int]
@@ -131,6 +133,7 @@ def describe_status(study: optuna.Study) -> StudyStatus:
         best_trial=best.number if best else None,
         best_value=best.value if best else None,
         front=tally.front(),
+        infeasible=len({number for number, _ in tally.attributes(VIOLATED)} - tally.taken_up()),
         running=[_running(study, study._storage.get_trial(trial_id)) for trial_id in tally.running()],
         failures=dict(Counter(failure["kind"] for failure in failures)),
         last_failure=failures[-1]["message"] if failures else None,
