@@ -43,7 +43,7 @@ RUNG, PAUSED = "hpo:rung", "hpo:paused"
 up again."""
 SAMPLED, FOLD_SCORES, AUDIT = "hpo:sampled", "hpo:fold_scores", "hpo:audit"
 """Its complete parameters; its folds' scores by number, null where one did not end; why it would have been stopped, and
-the value to beat then, if it ran on all the same."""
+the value to beat then, a list with several objectives, if it ran on all the same."""
 VIOLATED, ESTIMATE = "hpo:violated", "hpo:estimate"
 """The constraints it violates, and by how much; with several objectives, what a stopped trial is estimated to have come
 to, one value each (with one, that is its last reported value)."""

@@ -10,17 +10,19 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.criteria import signs
+from hpo.criteria import as_tuple, signs
 from hpo.pruning import StepAxis, axis_of
-from hpo.study import IDENTITY, is_feasible
-from hpo.tally import AUDIT, CONTINUES, DEVICE_SECONDS, SAMPLED
+from hpo.reporting.summary import num_evaluated
+from hpo.study import IDENTITY, is_feasible, trial_folder
+from hpo.tally import AUDIT, CONTINUES, DEVICE_SECONDS, FOLD_SCORES, SAMPLED
+from training.run_dir import RunDir
 
 EPOCHS = "training.epochs"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FalseStops:
-    """Of the trials that a rule would have stopped and that ran on for the audit, those that became the best."""
+    """Of the trials that a rule would have stopped and that ran on for the audit, those it was wrong about."""
 
     num_audited: int
     num_false: int
@@ -59,10 +61,10 @@ def cost_of(study: optuna.Study) -> Cost:
     chains = defaultdict[int, list[FrozenTrial]](list)
     for trial in trials:
         chains[trial.user_attrs.get(CONTINUES, trial.number)].append(trial)
-    pruned = [chain for chain in chains.values() if chain[-1].state is TrialState.PRUNED]
-    stopped = [chain for chain in pruned if _steps(chain, axis)]  # others were refused for what they would take
-    saved = sum(_all_fold_epochs(chain[-1], study, axis) - len(_steps(chain, axis)) for chain in stopped)
-    spent = {root: len(_steps(chain, axis)) for root, chain in chains.items()}
+    pruned = [root for root, chain in chains.items() if chain[-1].state is TrialState.PRUNED]
+    spent = {root: _fold_epochs(chain, study, axis) for root, chain in chains.items()}
+    stopped = [root for root in pruned if spent[root]]  # others were refused for what they would take
+    saved = sum(axis.num_folds * _epochs(chains[root][-1], study, axis) - spent[root] for root in stopped)
     seconds = {root: [each.user_attrs.get(DEVICE_SECONDS) for each in chain] for root, chain in chains.items()}
     timed = {root: math.fsum(filter(None, parts)) for root, parts in seconds.items() if any(parts)}
     timed_epochs = sum(spent[root] for root in timed)
@@ -78,15 +80,17 @@ def cost_of(study: optuna.Study) -> Cost:
 
 
 def false_stops(study: optuna.Study) -> FalseStops | None:
-    """How often a rule was wrong about the audited trials: run to their end, they beat the best one of that time, and
-    violate no constraint."""
-    sign = signs([study.user_attrs[IDENTITY]["objective"]["direction"]])[0]
+    """How often a rule was wrong about the audited trials: run to their end, they violate no constraint, and beat the
+    best one of that time; with several objectives, in at least one, that which was to dominate them."""
+    toward_better = signs(direction.name.lower() for direction in study.directions)
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     audited = [trial for trial in complete if AUDIT in trial.user_attrs]
     if not audited:
         return None
-    gains = [sign * (trial.values[0] - trial.user_attrs[AUDIT]["to_beat"]) for trial in audited if is_feasible(trial)]
-    num_false = sum(gain > 0 for gain in gains)
+    num_false = 0
+    for trial in filter(is_feasible, audited):
+        compared = zip(toward_better, trial.values, as_tuple(trial.user_attrs[AUDIT]["to_beat"]), strict=True)
+        num_false += any(sign * (value - other) > 0 for sign, value, other in compared)
     low, high = wilson(num_false, len(audited))
     return FalseStops(num_audited=len(audited), num_false=num_false, rate=num_false / len(audited), low=low, high=high)
 
@@ -99,12 +103,23 @@ def wilson(count: int, total: int) -> tuple[float, float]:
     return max(0.0, center - half), min(1.0, center + half)
 
 
-def _steps(chain: Sequence[FrozenTrial], axis: StepAxis) -> set[int]:
-    """The fold-epochs that trials which went on with each other have trained."""
-    return {step for trial in chain for step in trial.intermediate_values if step != axis.verdict}
+def _fold_epochs(chain: Sequence[FrozenTrial], study: optuna.Study, axis: StepAxis) -> int:
+    """What trials that went on with each other have trained together."""
+    if study.directions[1:]:  # Optuna keeps no values in between
+        return _fold_epochs_on_disk(chain, study, axis)
+    return len({step for trial in chain for step in trial.intermediate_values if step != axis.verdict})
 
 
-def _all_fold_epochs(trial: FrozenTrial, study: optuna.Study, axis: StepAxis) -> int:
-    """Of a trial that is not stopped."""
+def _fold_epochs_on_disk(chain: Sequence[FrozenTrial], study: optuna.Study, axis: StepAxis) -> int:
+    """All of the folds that have ended, and of others what their run directories say, which the trials share."""
+    scores, folder = chain[-1].user_attrs.get(FOLD_SCORES, []), trial_folder(study, chain[-1])
+    ended = {fold for fold, score in enumerate(scores) if score is not None}
+    begun, epochs = set(range(axis.num_folds)) - ended, _epochs(chain[-1], study, axis)
+    trained = sum(min(epochs, num_evaluated(RunDir(folder / f"fold_{fold}"))) for fold in begun)
+    return len(ended) * epochs + trained
+
+
+def _epochs(trial: FrozenTrial, study: optuna.Study, axis: StepAxis) -> int:
+    """Of each fold of a trial that is not stopped."""
     fixed = study.user_attrs[IDENTITY]["config"].get(EPOCHS, axis.max_epochs)
-    return int(axis.num_folds * trial.user_attrs.get(SAMPLED, trial.params).get(EPOCHS, fixed))
+    return int(trial.user_attrs.get(SAMPLED, trial.params).get(EPOCHS, fixed))

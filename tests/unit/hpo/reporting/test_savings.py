@@ -8,8 +8,11 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from hpo.reporting.savings import cost_of, false_stops, wilson
-from hpo.tally import AUDIT, CONTINUES, DEVICE_SECONDS, REVIVES, SAMPLED
-from tests.unit.hpo.reporting.told import complete, stopped, study_in
+from hpo.tally import AUDIT, CONTINUES, DEVICE_SECONDS, FOLD_SCORES, REVIVES, SAMPLED
+from tests.unit.hpo.reporting.told import complete, several, stopped, study_in
+from training.run_dir import Event, Record, RunDir
+
+SIZE = {"parameters": "minimize"}
 
 
 def test_a_stopped_trial_saves_what_it_did_not_train(tmp_path: Path) -> None:
@@ -58,6 +61,24 @@ def test_a_stop_was_false_when_the_trial_beats_the_best_of_that_time(tmp_path: P
     lower = false_stops(study_in(tmp_path, *audited, direction="minimize"))
     assert lower is not None
     assert lower.num_false == 2
+
+
+def test_with_several_objectives_folds_that_did_not_end_are_counted_on_disk(tmp_path: Path) -> None:
+    cut = create_trial(state=TrialState.PRUNED, user_attrs={FOLD_SCORES: [[0.1, 9.0], None], DEVICE_SECONDS: 8.0})
+    (tmp_path / "trial_0001").mkdir()
+    begun = RunDir.create(tmp_path / "trial_0001", "fold_1")
+    begun.append(Record(event=Event.EVALUATE, epoch=1, step=1, time=0.0, values={}))
+    found = cost_of(study_in(tmp_path, several((0.5, 9.0), (0.5, 9.0)), cut, further=SIZE))
+    assert (found.fold_epochs, found.saved_fold_epochs, found.num_stopped) == (6 + 4, 2, 1)
+    assert found.saved_device_seconds == 2.0 * 2
+
+
+def test_with_several_objectives_a_stop_was_right_when_the_trial_is_ahead_in_none(tmp_path: Path) -> None:
+    audit = {AUDIT: {"reason": "it lost", "to_beat": [0.5, 100.0]}}
+    ends = [(0.4, 110.0), (0.5, 100.0), (0.4, 90.0), (0.6, 110.0)]
+    found = false_stops(study_in(tmp_path, *[several(end, end, **audit) for end in ends], further=SIZE))
+    assert found is not None
+    assert (found.num_audited, found.num_false) == (4, 2)
 
 
 def test_wilson_s_interval_is_that_of_the_books() -> None:

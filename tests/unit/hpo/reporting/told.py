@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import fmean
@@ -22,12 +23,19 @@ LR = {"optimizer.lr": FloatDistribution(1e-5, 1.0, log=True)}
 
 
 def study_in(
-    folder: Path, *trials: FrozenTrial, metric: str = "accuracy", direction: str = "maximize", repeats: int = 1
+    folder: Path,
+    *trials: FrozenTrial,
+    metric: str = "accuracy",
+    direction: str = "maximize",
+    repeats: int = 1,
+    further: Mapping[str, str] | None = None,
 ) -> optuna.Study:
-    """A study of two folds and three epochs with these trials."""
-    study = optuna.create_study(storage=RDBStorage("sqlite://"), study_name="demo", direction=direction)
+    """A study of two folds and three epochs with these trials; `further` objectives are directions by metric."""
+    directions = {metric: direction, **(further or {})}
+    study = optuna.create_study(storage=RDBStorage("sqlite://"), study_name="demo", directions=[*directions.values()])
+    objectives = [{"metric": name, "direction": each} for name, each in directions.items()]
     config = {"cross_validation.folds": 2, "cross_validation.repeats": repeats, "training.epochs": 3}
-    objective = {"metric": metric, "direction": direction}
+    objective = objectives if further else objectives[0]
     study.set_user_attr(IDENTITY, {"objective": objective, "config": config, "max_epochs": 3})
     study.set_user_attr(FOLDER, str(folder))
     study.set_user_attr(UID, "abc")
@@ -47,6 +55,17 @@ def complete(*scores: float, minute: int = 0, epochs: int = 3, split_id: str = "
     )
     trial.datetime_complete = NOON + timedelta(minutes=minute)
     return trial
+
+
+def several(*folds: tuple[float, ...], lr: float = 0.1, violation: float = -1.0, **attributes: Any) -> FrozenTrial:
+    """A trial with a score of each objective for each fold."""
+    return create_trial(
+        values=[fmean(column) for column in zip(*folds, strict=True)],
+        params={"optimizer.lr": lr},
+        distributions=LR,
+        user_attrs={FOLD_SCORES: [list(fold) for fold in folds], SPLIT_ID: "s", **attributes},
+        constraints={"parameters.at_most": violation},
+    )
 
 
 def stopped(*values: float, minute: int = 0, **attributes: Any) -> FrozenTrial:
