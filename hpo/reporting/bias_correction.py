@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial
 
 from hpo.reporting.leaderboard import completed
 from hpo.reporting.out_of_fold import out_of_fold
-from hpo.study import IDENTITY, SPLIT_ID, best_trial
+from hpo.study import IDENTITY, SPLIT_ID, best_trial, trial_folder
+from training.errors import DataError
 from training.predictions import Predictions, can_score, score
 
 RESAMPLES = 1000
@@ -39,24 +41,32 @@ class Corrected:
     """Configurations that the choice was among: those that ran all folds and whose predictions are on disk."""
     num_without: int
     """Completed trials that were left out."""
+    damaged: list[str]
+    """Of those, which ones for what is wrong with their predictions, and where."""
     num_samples: int
     note: str
     """Why there is no value, or what to know of it."""
 
 
 def correct(study: optuna.Study, *, resamples: int = RESAMPLES) -> Corrected:
-    """Correct the score of the best trial. Raises NoBestTrialError, and DataError when predictions are damaged."""
+    """Correct the score of the best trial. Raises NoBestTrialError."""
     objective, winner = study.user_attrs[IDENTITY]["objective"], best_trial(study)
     trials = completed(study)
     comparable = [trial for trial in trials if trial.user_attrs.get(SPLIT_ID) == winner.user_attrs.get(SPLIT_ID)]
-    every = {trial.number: kept for trial in comparable if (kept := out_of_fold(study, trial, is_flat=True))}
-    scored = {number: kept for number, kept in every.items() if _can_score(kept, objective["metric"])}
-    found = list(scored.values())
-    base: dict[str, Any] = {"num_trials": len(found), "num_without": len(trials) - len(found)}
+    scored, damaged = dict[int, list[Predictions]](), list[str]()
+    for trial in sorted(comparable, key=lambda trial: trial.number != winner.number):  # its samples are those of all
+        try:
+            samples = scored[winner.number][0].samples if winner.number in scored else None
+            if kept := _kept(study, trial, objective["metric"], samples):
+                scored[trial.number] = kept
+        except DataError as error:
+            damaged.append(f"trial {trial.number}: {error}")
+    found = [scored[number] for number in sorted(scored)]
+    base: dict[str, Any] = {"num_trials": len(found), "num_without": len(trials) - len(found), "damaged": damaged}
     base["naive"] = float(winner.values[0])
     if len(found) < 2 or winner.number not in scored:
         why = "fewer than two completed trials kept predictions from which the metric follows"
-        why = why if len(found) < 2 else "the predictions of the winner are gone"
+        why = why if len(found) < 2 else "the predictions of the winner are gone or damaged"
         return Corrected(value=None, low=None, high=None, num_samples=0, note=f"not corrected: {why}", **base)
     estimates = bootstrap(
         found, objective["metric"], maximize=objective["direction"] == "maximize", resamples=resamples
@@ -92,8 +102,21 @@ def bootstrap(
     return finite
 
 
-def _can_score(repeats: Sequence[Predictions], metric: str) -> bool:
-    return all(can_score(each.rows, metric) for each in repeats)
+def _kept(study: optuna.Study, trial: FrozenTrial, metric: str, samples: np.ndarray | None) -> list[Predictions] | None:
+    """Its predictions of each repeat; None where `metric` does not follow from them. Raises DataError when they are
+    damaged, or not of `samples`."""
+    repeats = out_of_fold(study, trial, is_flat=True)
+    if repeats is None or not all(can_score(each.rows, metric) for each in repeats):
+        return None
+    samples = repeats[0].samples if samples is None else samples
+    if not all(np.array_equal(each.samples, samples) for each in repeats):
+        raise DataError(f"predictions in {trial_folder(study, trial)} are not of the samples of the others")
+    try:
+        for each in repeats:
+            score(each.rows, metric)
+    except (ValueError, TypeError, IndexError) as error:
+        raise DataError(f"predictions in {trial_folder(study, trial)} are damaged ({error}); remove them") from error
+    return repeats
 
 
 def _score(repeats: Sequence[Predictions], metric: str, counts: np.ndarray) -> np.ndarray:

@@ -6,26 +6,32 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from hpo.study import IDENTITY, trial_folder
+from training.errors import DataError
 from training.predictions import Predictions, joined, load_predictions
 from training.run_dir import RunDir
 
 
 def out_of_fold(study: optuna.Study, trial: FrozenTrial, *, is_flat: bool = False) -> list[Predictions] | None:
-    """Of each repeat of the cross-validation, a prediction for each sample; None unless every fold kept its own.
+    """Of each repeat of the cross-validation, a prediction for each sample; None where no fold kept its own.
 
-    `is_flat` leaves out rows of several values, such as probabilities, which no metric needs. Raises DataError when
-    they are damaged.
+    `is_flat` leaves out rows of several values, such as probabilities, which no metric needs. Raises DataError, which
+    names the folder, when they are damaged or only some are there.
     """
     config = study.user_attrs[IDENTITY]["config"]
     folds, repeats = config["cross_validation.folds"], config.get("cross_validation.repeats", 1)
-    found = [_fold(study, trial, fold) for fold in range(folds * repeats)]
-    kept = [each for each in found if each is not None]
-    if len(kept) < len(found):
+    folder = trial_folder(study, trial)
+    places = [RunDir(folder / f"fold_{fold}").predictions for fold in range(folds * repeats)]
+    found = {place: each for place in places if (each := load_predictions(place)) is not None}
+    if not found:
         return None
-    if is_flat:
-        kept = [each.flat() for each in kept]
-    return [joined(kept[start : start + folds]) for start in range(0, len(kept), folds)]
-
-
-def _fold(study: optuna.Study, trial: FrozenTrial, fold: int) -> Predictions | None:
-    return load_predictions(RunDir(trial_folder(study, trial) / f"fold_{fold}").predictions)
+    names = set[str]().union(*(each.rows for each in found.values()))
+    for place in places:
+        if place not in found:
+            raise DataError(f"there are no predictions in {place}, though other folds of the trial kept theirs")
+        if missing := names - found[place].rows.keys():
+            raise DataError(f"predictions in {place} are damaged ({min(missing)}.npy is missing); remove that folder")
+    kept = [each.flat() if is_flat else each for each in found.values()]
+    try:
+        return [joined(kept[start : start + folds]) for start in range(0, len(kept), folds)]
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from error

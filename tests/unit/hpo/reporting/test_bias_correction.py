@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,6 @@ from sklearn.metrics import balanced_accuracy_score
 from hpo.reporting.bias_correction import bootstrap, correct
 from hpo.tally import CONTINUES
 from tests.unit.hpo.reporting.told import complete, keep, stopped, study_in
-from training.errors import DataError
 from training.predictions import Predictions, Rows
 
 RANDOM = np.random.default_rng(0)
@@ -101,7 +102,7 @@ def test_without_the_winners_predictions_nothing_is_corrected(tmp_path: Path) ->
     keep(study, 1, guesses(0.6))
     keep(study, 2, guesses(0.5))
     found = correct(study)
-    assert (found.value, found.note) == (None, "not corrected: the predictions of the winner are gone")
+    assert (found.value, found.note) == (None, "not corrected: the predictions of the winner are gone or damaged")
 
 
 def test_a_trial_that_went_on_has_its_folds_in_the_folder_of_the_first(tmp_path: Path) -> None:
@@ -111,9 +112,38 @@ def test_a_trial_that_went_on_has_its_folds_in_the_folder_of_the_first(tmp_path:
     assert correct(study).num_trials == 2
 
 
-def test_damaged_predictions_are_named(tmp_path: Path) -> None:
-    study = study_in(tmp_path, complete(0.7, 0.7), complete(0.6, 0.6))
-    keep(study, 0, guesses(0.6))
-    (tmp_path / "trial_0000" / "fold_1" / "predictions" / "labels.npy").write_bytes(b"")
-    with pytest.raises(DataError, match="trial_0000/fold_1/predictions are damaged"):
-        correct(study)
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def other_samples(file: Path) -> None:
+    np.save(file.with_name("samples.npy"), np.arange(1000, 1045))
+
+
+def text(file: Path) -> None:
+    np.save(file, np.full(45, "dog"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (empty, "trial_0001/fold_1/predictions are damaged"),
+        (Path.unlink, "trial_0001/fold_1/predictions are damaged (predicted.npy is missing)"),
+        (lambda file: shutil.rmtree(file.parent), "there are no predictions in {}/trial_0001/fold_1/predictions"),
+        (other_samples, "trial_0001 are not of the samples of the others"),
+        (text, "trial_0001 are damaged"),
+    ],
+)
+def test_a_trial_with_a_damaged_fold_is_left_out_and_the_place_is_named(
+    tmp_path: Path, damage: Callable[[Path], None], named: str
+) -> None:
+    study = study_in(tmp_path, complete(0.7, 0.7), complete(0.6, 0.6), complete(0.5, 0.5), metric="f1_macro")
+    for number in range(3):
+        keep(study, number, guesses(0.5))
+    damage(tmp_path / "trial_0001" / "fold_1" / "predictions" / "predicted.npy")
+    found = correct(study)
+    assert found.value is not None
+    assert (found.num_trials, found.num_without) == (2, 1)
+    [told] = found.damaged
+    assert told.startswith("trial 1: ")
+    assert named.format(tmp_path) in told
