@@ -330,13 +330,13 @@ def report(
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how good the winner is and how sure that is: intervals, ties, the corrected score, costs, plots."""
+    """Say how good the winner is and how sure that is, or the front: intervals, ties, corrected score, costs, plots."""
     from hpo import show
     from hpo.reporting.publishing import publish
-    from hpo.reporting.study_report import describe_study
+    from hpo.reporting.report import report_on
 
     definition, _, loaded = open_existing(study, env, settings, storage)
-    found = describe_study(loaded)
+    found = report_on(loaded)
     published = publish(definition, loaded, found, lambda text: print(f"note: {text}", file=sys.stderr), output)
     again = again_options(study, env, settings, storage)
     show.report(found, published, as_json=as_json, again=again)

@@ -33,10 +33,10 @@ from training.errors import Failure, FailureKind
 
 if TYPE_CHECKING:
     from hpo.reporting.publishing import Published
-    from hpo.reporting.study_report import StudyReport
+    from hpo.reporting.report import Report
 
 MAX_SHOWN = 15
-"""Trials of a leaderboard on the terminal."""
+"""Trials of a report on the terminal."""
 USER_MISTAKES = (FailureKind.CONFIG, FailureKind.DATA)
 """Their message says what to do; a traceback would hide it."""
 
@@ -63,7 +63,8 @@ def front(
     print(f"\nfront of study {trials[0].study}: {len(trials)} trial{'s' * (len(trials) > 1)} that no other dominates\n")
     _print_table(front_table(trials))
     _print_rows([("storage", storage), *([("mlflow", tracking)] if tracking else [])])
-    _print_next(f"hpo train-best {again} --trial {trials[0].number}", f"hpo dashboard {again}")
+    train = f"hpo train-best {again} --trial {trials[0].number}"
+    _print_next(f"hpo report {again}", train, f"hpo dashboard {again}")
 
 
 def no_best(*, as_json: bool) -> None:
@@ -73,20 +74,20 @@ def no_best(*, as_json: bool) -> None:
     print("no trial is complete yet")
 
 
-def report(found: StudyReport, published: Published, *, as_json: bool, again: str) -> None:
-    """How good the winner is and how sure that is, the leaderboard, what it cost, and where the whole report is."""
-    from hpo.reporting.text import COLUMNS, summary, table  # with it comes numpy, which other commands need not
-
+def report(found: Report, published: Published, *, as_json: bool, again: str) -> None:
+    """What it says, its first trials, and where the whole report is."""
     where = {"page": str(published.page), "mlflow": published.mlflow}
     if as_json:
-        return _print_json({**asdict(found), "tied": found.tied, **where})
-    _print_rows(summary(found))
-    print()
-    _print_table([COLUMNS, *table(found.leaderboard[:MAX_SHOWN])])
-    if len(found.leaderboard) > MAX_SHOWN:
-        print(f"and {len(found.leaderboard) - MAX_SHOWN} more; all with --json")
+        return _print_json({**found.values, **where})
+    _print_rows(found.rows)
+    if found.table:
+        print()
+        _print_table([(*found.columns,), *found.table[:MAX_SHOWN]])
+    if len(found.table) > MAX_SHOWN:
+        print(f"and {len(found.table) - MAX_SHOWN} more; all with --json")
     _print_rows([("report", where["page"]), *([("mlflow", where["mlflow"])] if where["mlflow"] else [])])
-    _print_next(f"hpo train-best {again}", f"hpo dashboard {again}")
+    train = [] if found.train is None else [f"hpo train-best {again}{found.train}"]
+    _print_next(*train, f"hpo dashboard {again}")
 
 
 def chosen(choice: Choice, *, as_json: bool, again: str, chosen_by: str, storage: str) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.visualization import plot_intermediate_values, plot_parallel_coordinate, plot_param_importances
+from optuna.visualization import plot_intermediate_values, plot_parallel_coordinate
 from plotly.graph_objects import Bar, Figure, Heatmap, Scatter
 
-from hpo.console import number
+from hpo.console import clean, number
 from hpo.pruning import StepAxis, axis_of
 from hpo.reporting.calibration import Calibration
 from hpo.reporting.leaderboard import Standing
@@ -38,10 +38,15 @@ class Plot:
 
 
 def draw(study: optuna.Study, report: StudyReport) -> list[Plot]:
-    """All plots that there is something to draw for."""
+    """All plots of a winner that there is something to draw for."""
+    return styled(_plots(study, report))
+
+
+def styled(drawn: Iterator[Plot]) -> list[Plot]:
+    """All of them, in one style."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
-        plots = list(_plots(study, report))
+        plots = list(drawn)
     for plot in plots:
         plot.figure.update_layout(template="plotly_white", title=None, margin={"l": 60, "r": 30, "t": 30, "b": 50})
     return plots
@@ -72,13 +77,7 @@ def _plots(study: optuna.Study, report: StudyReport) -> Iterator[Plot]:
             figure=plot_parallel_coordinate(study, target_name=metric),
         )
     if report.importances:
-        yield Plot(
-            name="importances",
-            title="Importance of hyperparameters",
-            how_to_read="The share of each hyperparameter in what tells the good trials from the others, by PED-ANOVA;"
-            " with fewer than some twenty trials it is mostly noise.",
-            figure=plot_param_importances(study, target_name=metric),
-        )
+        yield importance_plot({metric: report.importances})
     if report.calibration is not None:
         yield Plot(
             name="calibration",
@@ -95,6 +94,26 @@ def _plots(study: optuna.Study, report: StudyReport) -> Iterator[Plot]:
             " class of its column. Classes are numbered in sorted order of their names.",
             figure=_confusion(report.confusion),
         )
+
+
+def importance_plot(importances: Mapping[str, Mapping[str, float]]) -> Plot:
+    """Of each metric, the share of each hyperparameter."""
+    figure = Figure()
+    for metric, shares in importances.items():
+        names = [clean(name) for name in shares]
+        figure.add_trace(Bar(name=metric, x=[*shares.values()], y=names, orientation="h", texttemplate="%{x:.0%}"))
+    figure.update_layout(
+        xaxis={"title": "share", "tickformat": ".0%"},
+        yaxis={"autorange": "reversed"},
+        showlegend=len(importances) > 1,
+    )
+    return Plot(
+        name="importances",
+        title="Importance of hyperparameters",
+        how_to_read="The share of each hyperparameter in what tells the good trials from the others, by PED-ANOVA;"
+        " with fewer than some twenty trials it is mostly noise.",
+        figure=figure,
+    )
 
 
 def _leaderboard(standings: list[Standing], metric: str) -> Figure:

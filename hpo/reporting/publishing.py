@@ -19,8 +19,8 @@ from hpo.errors import HpoError
 from hpo.masking import masked
 from hpo.mlflow_runs import Runs
 from hpo.reporting.page import page
-from hpo.reporting.plots import Plot, draw
-from hpo.reporting.study_report import StudyReport
+from hpo.reporting.plots import Plot
+from hpo.reporting.report import Report
 from hpo.reporting.text import study_note, trial_note
 from hpo.storage import artifact_store
 from hpo.study import UID, folder_of
@@ -47,7 +47,7 @@ class Published:
 def publish(
     definition: StudyDefinition,
     study: optuna.Study,
-    report: StudyReport,
+    report: Report,
     notice: Callable[[str], None],
     output: Path | None = None,
 ) -> Published:
@@ -61,13 +61,12 @@ def publish(
         raise HpoError(f"{where}: there is no folder {path.parent}; make it first")
     if path.is_dir():
         raise HpoError(f"--output {path}: is a folder; give the name of a file in it")
-    plots = draw(study, report)
-    write_atomically(path, page(report, plots).encode())
-    notes = {STUDY: study_note(report, path)}
-    notes |= {trial.number: trial_note(study, trial) for trial in _noted(study, report)}
+    write_atomically(path, page(report).encode())
+    notes = {STUDY: study_note(report.rows, path)}
+    notes |= {trial.number: trial_note(study, trial) for trial in _noted(study, report.numbers)}
     notes = {number: f"{text}\n\n{SIGNED}" for number, text in notes.items()}
     write_notes(study, notes)
-    keep_plots(study, plots)
+    keep_plots(study, report.plots)
     attach(study, path, definition.root)
     return Published(page=path, mlflow=_keep_in_mlflow(definition, study, notes, path, notice))
 
@@ -100,9 +99,9 @@ def attach(study: optuna.Study, path: Path, root: Path) -> None:
     upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=study)
 
 
-def _noted(study: optuna.Study, report: StudyReport) -> list[FrozenTrial]:
+def _noted(study: optuna.Study, numbers: Sequence[int]) -> list[FrozenTrial]:
     finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    best = {each.number for each in report.leaderboard[:MAX_NOTED]}
+    best = set(numbers[:MAX_NOTED])
     return [trial for trial in finished if trial.number in best or trial in finished[-MAX_NOTED:]]
 
 

@@ -1,19 +1,21 @@
-"""All that ``hpo report`` says of a study, as one value. What each number means is in docs/report.md."""
+"""What a study with one objective and its winner have come to, as one value. What each number means is in
+docs/report.md."""
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from hpo.reporting.bias_correction import Corrected, correct
 from hpo.reporting.calibration import Calibration, calibration, confusion
-from hpo.reporting.leaderboard import Standing, completed, rank_trials
+from hpo.reporting.importance import importances
+from hpo.reporting.leaderboard import Standing, rank_trials
 from hpo.reporting.out_of_fold import out_of_fold
 from hpo.reporting.savings import Cost, cost_of
 from hpo.reporting.summary import BestTrial, StudyStatus, describe_best, describe_status
-from hpo.study import best_trial, require_one_objective, trial_folder
+from hpo.study import best_trial, trial_folder
 from training.errors import DataError
 
 
@@ -39,32 +41,31 @@ class StudyReport:
 
 
 def describe_study(study: optuna.Study) -> StudyReport:
-    """Put the report together. Raises NoBestTrialError, and DataError when predictions are damaged."""
-    require_one_objective(study, "a report is about one")
-    winner = best_trial(study)
-    winners = out_of_fold(study, winner) or []
-    try:
-        calibrated, confused = (calibration(winners), confusion(winners)) if winners else (None, None)
-    except (ValueError, TypeError, IndexError) as error:
-        folder = trial_folder(study, winner)
-        raise DataError(f"predictions in {folder} are damaged ({error}); remove their folders") from error
+    """Put the report together. Raises NoBestTrialError."""
+    winner, corrected = best_trial(study), correct(study)
+    calibrated, confused, damage = _predictions_of(study, winner)
+    damaged = list(dict.fromkeys([*corrected.damaged, *damage]))
     return StudyReport(
         status=describe_status(study),
         best=describe_best(study),
-        corrected=correct(study),
+        corrected=replace(corrected, damaged=damaged),
         leaderboard=rank_trials(study),
-        importances=_importances(study),
+        importances=importances(study),
         cost=cost_of(study),
         calibration=calibrated,
         confusion=confused,
     )
 
 
-def _importances(study: optuna.Study) -> dict[str, float]:
-    values = {trial.values[0] for trial in completed(study)}
-    if len(values) < 2:  # nothing to explain
-        return {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
-        found = optuna.importance.get_param_importances(study)
-    return {name: float(share) for name, share in found.items()}
+def _predictions_of(
+    study: optuna.Study, winner: FrozenTrial
+) -> tuple[Calibration | None, list[list[int]] | None, list[str]]:
+    """Its calibration and confusion, where there are such, and what is wrong with its predictions."""
+    try:
+        repeats = out_of_fold(study, winner) or []
+        return (calibration(repeats), confusion(repeats), []) if repeats else (None, None, [])
+    except DataError as error:
+        return None, None, [f"trial {winner.number}: {error}"]
+    except (ValueError, TypeError, IndexError) as error:
+        place = trial_folder(study, winner)
+        return None, None, [f"trial {winner.number}: predictions in {place} are damaged ({error}); remove them"]

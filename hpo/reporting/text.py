@@ -3,43 +3,84 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
 
 from hpo.console import clean, number, parameters
+from hpo.criteria import as_tuple, objectives_of
 from hpo.fold_statistics import Interval, fold_interval
 from hpo.reporting.bias_correction import Corrected
-from hpo.reporting.leaderboard import Standing, scores_of
+from hpo.reporting.front_report import FrontReport
+from hpo.reporting.leaderboard import Standing
 from hpo.reporting.savings import Cost, FalseStops
 from hpo.reporting.study_report import StudyReport
+from hpo.reporting.summary import StudyStatus
 from hpo.study import FAILURE, IDENTITY, REASON, trial_folder
-from hpo.tally import FOLD_SCORES
+from hpo.tally import FOLD_SCORES, VIOLATED
 
 Rows = list[tuple[str, str]]
 
-COLUMNS = ("trial", "score", "95 % interval", "worse by", "p", "")
+COLUMNS = ("trial", "score", "95 % interval", "worse by", "p", "", "hyperparameters")
+MAX_DAMAGED = 3
+"""Trials whose damaged predictions are named."""
 
 
 def summary(report: StudyReport) -> Rows:
     """The winner, how sure its score is, and what the search has cost."""
     best, corrected = report.best, report.corrected
-    counts = ", ".join(f"{count} {state.lower()}" for state, count in report.status.trials.items() if count)
     ties = ", ".join(map(str, report.tied)) or "none"
     return [
         ("study", clean(best.study)),
-        ("trials", counts),
+        ("trials", counts(report.status)),
         ("best trial", f"{best.number}  {parameters(best.params)}"),
         (best.metric, f"{number(best.interval.mean)}{bounds(best.interval)}, the mean over folds"),
         ("corrected", corrected_text(corrected, best.metric)),
+        *([("left out", damaged_text(corrected.damaged))] if corrected.damaged else []),
         ("tied with it", ties),
-        *([("importance", importances(report))] if report.importances else []),
+        *([("importance", shares(report.importances))] if report.importances else []),
         *([("calibration", f"ECE {report.calibration.expected_error:.4f}")] if report.calibration else []),
         *cost(report.cost),
     ]
+
+
+def front_summary(report: FrontReport) -> Rows:
+    """The front, what became of the others, and what the search has cost."""
+    fates = {"dominated": report.dominated, "infeasible": report.infeasible}
+    numbers = ", ".join(str(trial.number) for trial in report.front)
+    others = ", ".join(f"{len(trials)} {fate}" for fate, trials in fates.items() if trials)
+    return [
+        ("study", clean(report.status.study)),
+        ("objectives", ", ".join(f"{each['direction']} {each['metric']}" for each in report.objectives)),
+        ("trials", counts(report.status)),
+        ("front", f"{len(report.front)} that no other dominates: {numbers}"),
+        ("not on it", f"of the complete trials {others or 'none'}"),
+        *(("importance", f"for {metric}: {shares(found)}") for metric, found in report.importances.items()),
+        *cost(report.cost),
+    ]
+
+
+def unfinished_summary(status: StudyStatus, found: Cost, why: str) -> Rows:
+    """What there is before the first trial is complete."""
+    failures = ", ".join(f"{count} x {kind}" for kind, count in status.failures.items())
+    return [
+        ("study", clean(status.study)),
+        ("trials", counts(status) or "none"),
+        ("result", f"none: {why}"),
+        *([("infeasible", f"{status.infeasible} violate a constraint")] if status.infeasible else []),
+        *([("failed", failures)] if failures else []),
+        *([("last failure", clean(status.last_failure))] if status.last_failure else []),
+        *cost(found),
+    ]
+
+
+def counts(status: StudyStatus) -> str:
+    """Trials by state, those of which there are any."""
+    return ", ".join(f"{count} {state.lower()}" for state, count in status.trials.items() if count)
 
 
 def corrected_text(found: Corrected, metric: str) -> str:
@@ -52,9 +93,15 @@ def corrected_text(found: Corrected, metric: str) -> str:
     return f"{metric} {number(found.value)}{interval}, by BBC-CV from {basis}{left_out}"
 
 
-def importances(report: StudyReport) -> str:
-    """The largest first."""
-    return ", ".join(f"{clean(name)} {share:.0%}" for name, share in report.importances.items())
+def damaged_text(damaged: Sequence[str]) -> str:
+    """The first of the trials whose predictions are damaged, and how many others there are."""
+    more = f"; and {len(damaged) - MAX_DAMAGED} more trials" if len(damaged) > MAX_DAMAGED else ""
+    return "; ".join(damaged[:MAX_DAMAGED]) + more
+
+
+def shares(importances: Mapping[str, float]) -> str:
+    """Of each hyperparameter, the largest first."""
+    return ", ".join(f"{clean(name)} {share:.0%}" for name, share in importances.items())
 
 
 def cost(found: Cost) -> Rows:
@@ -94,34 +141,50 @@ def _row(each: Standing, *, is_best: bool) -> tuple[str, ...]:
     between = "-" if math.isnan(interval.low) else f"{number(interval.low)} to {number(interval.high)}"
     worse_by, p_value = (number(found.worse_by.mean), f"{found.p_value:.3f}") if found else ("-", "-")
     verdict = "best" if is_best else "tied" if each.is_tied else ""
-    return str(each.number), number(interval.mean), between, worse_by, p_value, verdict
+    return str(each.number), number(interval.mean), between, worse_by, p_value, verdict, parameters(each.params)
 
 
-def study_note(report: StudyReport, page: Path) -> str:
+def study_note(rows: Rows, page: Path) -> str:
     """Markdown for the study."""
-    lines = [f"| {name} | {_cell(value)} |" for name, value in summary(report)]
-    return "\n".join(
-        ["| | |", "| --- | --- |", *lines, "", f"The whole report: {_cell(str(page))} (also an artifact here)."]
-    )
+    return f"{_markdown(rows)}\n\nThe whole report: {_cell(str(page))} (also an artifact here)."
 
 
 def trial_note(study: optuna.Study, trial: FrozenTrial) -> str:
     """Markdown for one trial: how it ended and why, its folds, and where they are."""
-    scores, config = scores_of(trial), study.user_attrs[IDENTITY]["config"]
-    rows: Rows = [("ended as", trial.state.name), *_why(trial)]
-    every = trial.user_attrs.get(FOLD_SCORES) or []
-    rows += [("folds", " ".join("-" if score is None else number(score) for score in every))] if every else []
-    if scores:
-        interval = fold_interval(scores, folds=config["cross_validation.folds"])
-        rows.append(("mean", f"{number(interval.mean)}{bounds(interval)}"))
-    rows.append(("run directories", str(trial_folder(study, trial))))
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {_cell(value)} |" for name, value in rows)])
+    identity = study.user_attrs[IDENTITY]
+    return _markdown(
+        [
+            ("ended as", trial.state.name),
+            *_why(trial),
+            *_scores(trial, identity),
+            ("run directories", str(trial_folder(study, trial))),
+        ]
+    )
 
 
 def _why(trial: FrozenTrial) -> Rows:
     failure, reason = trial.user_attrs.get(FAILURE), trial.user_attrs.get(REASON)
-    rows: Rows = [("why", reason)] if reason else []
-    return rows + ([("failure", f"{failure['kind']}: {failure['message']}")] if failure else [])
+    violated = ", ".join(f"{name} by {number(by)}" for name, by in trial.user_attrs.get(VIOLATED, {}).items())
+    return [
+        *([("why", reason)] if reason else []),
+        *([("violates", violated)] if violated else []),
+        *([("failure", f"{failure['kind']}: {failure['message']}")] if failure else []),
+    ]
+
+
+def _scores(trial: FrozenTrial, identity: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Of each objective the mean, and the score of each fold."""
+    every, folds = trial.user_attrs.get(FOLD_SCORES) or [], identity["config"]["cross_validation.folds"]
+    for place, objective in enumerate(objectives_of(identity)):
+        scores = [None if score is None else as_tuple(score)[place] for score in every]
+        if ended := [score for score in scores if score is not None]:
+            interval = fold_interval(ended, folds=folds)
+            yield f"mean {objective['metric']}", f"{number(interval.mean)}{bounds(interval)}"
+            yield f"{objective['metric']} by fold", " ".join(map(number, scores))
+
+
+def _markdown(rows: Rows) -> str:
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows)])
 
 
 def _cell(text: str) -> str:

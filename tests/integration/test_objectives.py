@@ -79,7 +79,6 @@ def test_a_search_for_accuracy_and_size_gives_its_front_and_trains_the_one_that_
     assert trained["metrics"]["parameters"] == feasible[chosen][1]
     [status] = json.loads(run_hpo("status", "--study", "digits", "--json").stdout)
     assert (status["front"], status["best_trial"]) == (sorted(best), None)
-    assert "2 objectives and no one best trial" in run_hpo("report", "--study", "digits", status=2).stderr
 
 
 def refused(*arguments: str) -> str:
@@ -100,17 +99,23 @@ def test_what_another_trial_dominates_is_stopped_between_folds(tmp_path: Path, m
         assert not (tmp_path / f"runs/digits/trial_{trial.number:04d}/fold_2").exists()
 
 
-def test_a_dominated_trial_runs_on_for_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dominated_trial_runs_on_for_the_audit_and_the_report_counts_those_that_were_stopped_wrongly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     space = "  optimizer.lr: {choice: [0.05, 1e-6]}\nsampler: {name: grid, seed: 0}\nbudget: {trials: 8}\n"
     write(tmp_path, space + SEVERAL + "stopping: {audit: 1.0}\n", monkeypatch)
     err = run_hpo("sweep", "--study", "digits").stderr
     assert {trial.state for trial in trials()} == {TrialState.COMPLETE}
-    audited = [trial.user_attrs["hpo:audit"] for trial in trials() if "hpo:audit" in trial.user_attrs]
+    audited = {trial.number: trial.user_attrs["hpo:audit"] for trial in trials() if "hpo:audit" in trial.user_attrs}
     assert audited, err
-    for audit in audited:
+    for audit in audited.values():
         assert "not to be dominated by trial" in audit["reason"]
         assert audit["to_beat"][1] in SIZES.values()
     assert "runs on for the audit" in err
+    beaten = [(trials()[number].values, audit["to_beat"]) for number, audit in audited.items()]
+    num_false = sum(ours[0] > theirs[0] or ours[1] < theirs[1] for ours, theirs in beaten)
+    found = json.loads(run_hpo("report", "--study", "digits", "--json").stdout)["cost"]["false_stops"]
+    assert (found["num_audited"], found["num_false"]) == (len(audited), num_false)
 
 
 def test_the_best_trial_of_one_objective_keeps_its_constraints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,13 @@ import numpy as np
 import optuna
 import pytest
 from optuna.artifacts import get_all_artifact_meta
-from optuna.trial import Trial
+from optuna.trial import Trial, TrialState, create_trial
 from optuna_dashboard import get_note, save_note
 
 from hpo.reporting.page import page
 from hpo.reporting.plots import draw
 from hpo.reporting.publishing import SIGNED, STUDY, attach, keep_plots, write_notes
+from hpo.reporting.report import report_on
 from hpo.reporting.study_report import StudyReport, describe_study
 from hpo.reporting.text import study_note, summary, trial_note
 from hpo.study import FAILURE, REASON
@@ -68,7 +69,7 @@ def test_the_page_needs_nothing_else_and_says_how_to_read_each_plot(tmp_path: Pa
     study = study_with_everything(tmp_path)
     report = describe_study(study)
     plots = draw(study, report)
-    text = page(report, plots)
+    text = page(report_on(study))
     names = ["leaderboard", "learning_curves", "parallel_coordinates", "importances", "calibration", "confusion"]
     assert [plot.name for plot in plots] == names
     for plot in plots:
@@ -79,10 +80,11 @@ def test_the_page_needs_nothing_else_and_says_how_to_read_each_plot(tmp_path: Pa
 
 def test_what_trials_contain_is_text_on_the_page_and_in_notes(tmp_path: Path) -> None:
     study = study_with_everything(tmp_path)
-    evil = replace(describe_study(study), importances={EVIL: 1.0})
-    assert EVIL not in page(evil, [])
-    assert "&lt;script&gt;" in page(evil, [])
-    assert "<" not in study_note(evil, tmp_path / "report.html")
+    rows = [(EVIL, EVIL), *summary(replace(describe_study(study), importances={EVIL: 1.0}))]
+    evil = replace(report_on(study), rows=rows, table=[(EVIL,)], columns=(EVIL,), plots=[])
+    assert EVIL not in page(evil)
+    assert page(evil).count("&lt;script&gt;") == 5
+    assert "<" not in study_note(rows, tmp_path / "report.html")
     note = trial_note(study, study.trials[2])
     assert "<" not in note
     assert "fold 0" in note
@@ -116,5 +118,27 @@ def test_a_second_report_takes_the_place_of_the_first_and_a_person_s_note_stays(
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
 def test_a_study_of_one_fold_epoch_can_be_reported(tmp_path: Path, direction: str) -> None:
     study = study_in(tmp_path, complete(0.5, 0.5, epochs=1), direction=direction)
+    assert page(report_on(study)).startswith("<!DOCTYPE html>")
+
+
+def test_a_winner_whose_predictions_are_damaged_has_a_report_without_them(tmp_path: Path) -> None:
+    study = study_with_everything(tmp_path)
+    np.save(tmp_path / "trial_0000" / "fold_1" / "predictions" / "probabilities.npy", np.zeros((30, 2, 2)))
     report = describe_study(study)
-    assert page(report, draw(study, report)).startswith("<!DOCTYPE html>")
+    assert (report.calibration, report.confusion) == (None, None)
+    rows = dict(summary(report))
+    assert rows["left out"].startswith(f"trial 0: {tmp_path}/trial_0000: predictions of two folds differ in their form")
+    assert rows["corrected"].startswith("accuracy 0.")
+
+
+def test_a_study_without_a_completed_trial_has_a_report_of_what_there_is(tmp_path: Path) -> None:
+    failed = create_trial(state=TrialState.FAIL, user_attrs={FAILURE: {"kind": "out_of_memory", "message": EVIL}})
+    report = report_on(study_in(tmp_path, stopped(0.1, 0.1), failed))
+    rows = dict(report.rows)
+    assert rows["trials"] == "1 pruned, 1 fail"
+    assert rows["result"] == "none: study 'demo' has no completed trial yet; see hpo status"
+    assert rows["failed"] == "1 x out_of_memory"
+    assert rows["spent"] == "2 epochs of folds"
+    assert (report.values["best"], report.train, report.plots) == (None, None, [])
+    assert "<h2>Configurations" not in page(report)
+    assert EVIL not in page(report)
