@@ -377,7 +377,7 @@ def test_status_and_best_work_while_a_sweep_runs(workplace: Path) -> None:
         (("sweep", "--study", "digits", "--env", "kagle"), "did you mean 'kaggle'?"),
         (("sweep", "--study", "digits", "--set", "optimizer.lrr=1"), "did you mean 'lr'?"),
         (("sweep", "--study", "digits", "--trials", "0"), "--trials 0: budget.trials must be"),
-        (("sweep", "--study", "digits", "--timeout", "soon"), "--timeout soon: 'soon' is not a duration"),
+        (("sweep", "--study", "digits", "--timeout", "soon"), "budget.timeout: 'soon' is not a duration"),
         (("sweep", "--study", "digits", "--storage", "nonsense"), "is not an SQLAlchemy URL"),
         (("train",), "--config FILE"),
         (

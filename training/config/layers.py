@@ -205,7 +205,7 @@ def _message(details: list[ErrorDetails], path: KeyPath, model: type[BaseModel])
     if detail["type"] == "missing":
         return f"{dotted} is required"
     if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"])
+        return _with_key(str(detail["ctx"]["error"]), path)
     own_rules = [str(alternative["ctx"]["error"]) for alternative in details if alternative["type"] == "value_error"]
     if own_rules:
         words = [alternative["ctx"]["expected"] for alternative in details if alternative["type"] == "literal_error"]
@@ -214,6 +214,12 @@ def _message(details: list[ErrorDetails], path: KeyPath, model: type[BaseModel])
     alternatives = [first, *(rule.removeprefix("must be ") for rule in others)]
     rule = " or ".join([", ".join(alternatives[:-1]), alternatives[-1]]) if others else first
     return f"{dotted} {rule}, not {_short(detail['input'])}"
+
+
+def _with_key(rule: str, path: KeyPath) -> str:
+    """`rule`, after the dotted key where it does not say which key it is about."""
+    names_key = not path or re.search(rf"\b{re.escape(str(path[-1]))}\b", rule)
+    return rule if names_key else f"{'.'.join(map(str, path))}: {rule}"
 
 
 def _rule(detail: ErrorDetails) -> str:

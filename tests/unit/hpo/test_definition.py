@@ -199,7 +199,25 @@ def test_a_mistake_in_a_required_key_hides_no_other() -> None:
         "studies/demo.yaml:1: study must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$', not 'a b'",
         "studies/demo.yaml:2: objective.direction must be 'maximize' or 'minimize', not 'maximise'",
         "studies/demo.yaml:4: optimizer.lrr is not in the configuration; did you mean 'optimizer.lr'?",
-        "studies/demo.yaml:5: impossible range: 5 is above 2; write the lower bound first",
+        "studies/demo.yaml:5: search_space.training.epochs: impossible range: 5 is above 2;"
+        " write the lower bound first",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "rule"),
+    [
+        ("budget.timeout", "soon", "'soon' is not a duration; write 90s, 30m, 2h or 1d"),
+        ("budget.deadline", "-1", "-1 is not a duration; write 90s, 30m, 2h or 1d"),
+        ("fidelity.disk", "20", "20 has no unit; write 20GB, or 20B for bytes"),
+        ("fidelity.disk", "lots", "'lots' is not a size; write 24GB, 24GiB or 512MB"),
+    ],
+)
+def test_a_wrong_duration_or_size_is_told_with_place_key_rule_and_what_to_write(key: str, text: str, rule: str) -> None:
+    block, name = key.split(".")
+    more = "  epochs: {min: 1}\n" if block == "fidelity" else ""
+    assert problems(f"{STUDY}{block}:\n{more}  {name}: {text}\n") == [
+        f"studies/demo.yaml:{7 if more else 6}: {key}: {rule}"
     ]
 
 
@@ -351,6 +369,14 @@ def test_a_worker_reads_the_same_objectives_and_rules_from_the_study() -> None:
     assert joined_definition(json.loads(json.dumps(definition.stored()))).config == definition.config
 
 
+def test_a_worker_reads_the_same_sizes_from_the_study() -> None:
+    text = "config: {training: {epochs: 9}, distributed: {memory_limit: 24GiB}}\n"
+    definition = load(STUDY + text + "fidelity: {epochs: {min: 3}, disk: 20GB}\n")
+    joined = joined_definition(json.loads(json.dumps(definition.stored())))
+    assert (joined.config, joined.job) == (definition.config, definition.job)
+    assert joined.config.fidelity and joined.config.fidelity.disk == 20 * 10**9
+
+
 def test_objectives_and_constraints_are_part_of_the_identity_and_one_objective_stays_as_it_was() -> None:
     identity = load(SEVERAL + "constraints: [{metric: accuracy, at_least: 0.5}]\n").identity()
     assert [each["metric"] for each in identity["objective"]] == ["accuracy", "parameters"]
@@ -399,7 +425,7 @@ def test_objectives_and_constraints_are_part_of_the_identity_and_one_objective_s
         ),
         (
             STUDY + "constraints: [{metric: loss}]\n",
-            "5: the constraint on loss needs exactly one of at_most and at_least",
+            "5: constraints.0: the constraint on loss needs exactly one of at_most and at_least",
         ),
     ],
 )

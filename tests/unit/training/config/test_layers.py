@@ -201,7 +201,10 @@ def test_all_problems_are_told_at_once_each_in_the_layer_it_comes_from() -> None
         ("optimizer: {name: adam}", "optimizer.name must be 'adamw' or 'sgd', not 'adam'"),
         ("optimizer: 3", "optimizer must be a mapping of keys to values, not 3"),
         ("optimizer:", "optimizer must be a mapping of keys to values, not None"),
-        ("cross_validation: {folds: 2, fold: 2}", "fold must be below folds x repeats = 2, not 2"),
+        (
+            "cross_validation: {folds: 2, fold: 2}",
+            "cross_validation: fold must be below folds x repeats = 2, not 2",
+        ),
         ("cross_validation: {seed: 4294967296}", "cross_validation.seed must be less than 4294967296, not 4294967296"),
     ],
 )
