@@ -274,7 +274,8 @@ class PlainConsole:
         result, fold = event.result, self._board.fold(event.label)
         if result is None:
             return ""
-        status = "" if result.status is JobStatus.COMPLETE else result.status
+        status: str = "" if result.status is JobStatus.COMPLETE else result.status
+        status = f"paused at epoch {result.paused_at}" if result.paused_at else status
         score = result.failure.kind if result.failure else _join(*self._board.named(result.metrics))
         return _join(f"trial {event.label.trial}", fold, status, score, duration(result.duration_s))
 

@@ -52,6 +52,8 @@ class TrialResult:
     run_dir: RunDir
     split_id: str | None = None
     """Identity of the samples and folds of a job that did not fail."""
+    paused_at: int | None = None
+    """Finished epochs at the checkpoint that a stopped job has left for another one to go on from."""
 
 
 OnRecord = Callable[[Record], bool]
@@ -183,6 +185,7 @@ def _attempt(order: _Order, placement: Placement) -> TrialResult:
         world_size=placement.world_size,
         run_dir=run_dir,
         split_id=outcome.split_id if outcome else None,
+        paused_at=(run_dir.last_epoch() or None) if outcome and outcome.paused else None,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -83,8 +83,8 @@ def keep_result(
     if result.predictions is not None:
         write_predictions(run_dir.predictions, result.predictions)
     if context.is_main:
-        run_dir.write_result(_outcome(result, job.loaders, context))
         is_paused = result.stopped and (run_dir.keeps_checkpoint() or result.epochs == config.output.pause_after)
+        run_dir.write_result(replace(_outcome(result, job.loaders, context), paused=is_paused))
         if not config.output.keep_checkpoint and not is_paused:
             shutil.rmtree(run_dir.checkpoints, ignore_errors=True)
     context.broadcast(True)  # no rank leaves, and is missed, before the result is written

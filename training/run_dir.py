@@ -85,6 +85,8 @@ class Outcome:
     versions: dict[str, str] = field(default_factory=dict)
     tolerance: float = 0.0
     """How far the metrics of the same job may be from these on the same device: this much of their size, or of 1."""
+    paused: bool = False
+    """True when a stopped job has left its checkpoints, for another one to go on from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -101,9 +101,15 @@ def test_a_stop_is_heard_by_all_ranks_at_the_same_step(
     run_dir = RunDir(tmp_path / "run")
     result = run_single_trial(config, run_dir, on_record=lambda record: record.event is Event.EVALUATE, on_notice=print)
     assert result.status is JobStatus.STOPPED
+    assert result.paused_at is None and not run_dir.last_epoch()
     assert result.metrics["accuracy"] > 0
     assert not run_dir.model.exists()
     assert not ranks_under(tmp_path)
+
+
+def test_a_job_that_is_to_pause_says_at_which_epoch_it_can_go_on(job: JobConfig, tmp_path: Path) -> None:
+    result = run(job.with_values({"training.epochs": 3, "output.pause_after": 2}), tmp_path / "run")
+    assert (result.status, result.paused_at) == (JobStatus.STOPPED, 2)
 
 
 def test_nan_is_a_typed_failure(job: JobConfig, tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def first_record(which: JobLabel, *, epochs: float = 3.0) -> JobProgress:
     return record(which, RecordEvent.START, 0, 0, world_size=1.0, epochs=epochs, steps_per_epoch=20.0)
 
 
-def finish(which: JobLabel, score: float = 0.8, *, status: JobStatus = JobStatus.COMPLETE) -> JobFinished:
+def finish(
+    which: JobLabel, score: float = 0.8, *, status: JobStatus = JobStatus.COMPLETE, paused_at: int | None = None
+) -> JobFinished:
     failure = Failure(kind=FailureKind.OOM, message="no memory") if status is JobStatus.FAILED else None
     result = TrialResult(
         status=status,
@@ -92,6 +94,7 @@ def finish(which: JobLabel, score: float = 0.8, *, status: JobStatus = JobStatus
         duration_s=4.12,
         world_size=1,
         run_dir=RUN_DIR,
+        paused_at=paused_at,
     )
     return JobFinished(label=which, result=result)
 
@@ -297,6 +300,13 @@ def test_plain_pruned_trial_shows_the_fold_that_stopped() -> None:
     assert lines[1:] == [
         "trial 4  fold 1 of 2  stopped  accuracy 0.3000  4.1 s",
         "trial 4  PRUNED  accuracy 0.3000 (2 folds)  best 0.7500  1/3 trials",
+    ]
+
+
+def test_plain_fold_that_left_a_checkpoint_to_go_on_from_is_paused_and_not_stopped() -> None:
+    paused = finish(label(4, 1), 0.3, status=JobStatus.STOPPED, paused_at=3)
+    assert plain(sweep(), trial(4), start(label(4, 1)), paused)[1:] == [
+        "trial 4  fold 1 of 2  paused at epoch 3  accuracy 0.3000  4.1 s"
     ]
 
 
