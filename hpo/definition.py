@@ -75,11 +75,7 @@ class StudyDefinition:
     @property
     def max_epochs(self) -> int:
         """Epochs of the longest trial."""
-        searched, fixed = self.config.search_space.get("training.epochs"), self.job.training.epochs
-        if searched is None:
-            return fixed
-        values = searched.bounds or [value for value in searched.choice or () if isinstance(value, int)]
-        return max(int(max(values)), fixed if searched.when else 1)
+        return _max_epochs(self.config, self.job)
 
     def trial_config(self, params: Mapping[str, Any]) -> JobConfig:
         """The complete job of one trial. Raises ConfigError when the sampled values do not go together."""
@@ -272,6 +268,7 @@ def _study_problems(config: StudyConfig, job: JobConfig, written: Layer, setting
             place=place, message="training.epochs: a search trains for at least 1; 0 only scores, in hpo train"
         )
     yield from _fidelity_problems(config, job, written)
+    yield from _rung_problems(config, job, written, settings)
     yield from space_problems(config.search_space, job, written.under("search_space"))
     if config.sampler.name == "grid":
         with _as_problem(written.place_of(("search_space",))) as found:
@@ -298,6 +295,31 @@ def _fidelity_problems(config: StudyConfig, job: JobConfig, written: Layer) -> I
     if "epochs" in config.stopping.model_fields_set and config.stopping.epochs != "none":
         place = written.place_of(("stopping", "epochs"))
         yield Problem(place=place, message="stopping.epochs: fidelity decides inside folds; leave this out")
+
+
+def _rung_problems(config: StudyConfig, job: JobConfig, written: Layer, settings: Layer) -> Iterator[Problem]:
+    """A first halving that no trial comes to."""
+    stopping, key = config.stopping, "training.epochs"
+    is_asked = stopping.epochs in ("asha", "hyperband") and "min_epochs" in stopping.model_fields_set
+    if config.fidelity is not None or not is_asked:
+        return
+    is_searched = key in config.search_space and key not in _pinned(config, settings)
+    epochs = _max_epochs(config, job) if is_searched else job.training.epochs
+    if 0 < epochs <= stopping.min_epochs:
+        longest = f"{epochs}, the most that is searched for {key}" if is_searched else f"{key} {epochs}"
+        message = (
+            f"stopping.min_epochs {stopping.min_epochs} must be below {longest}: {stopping.epochs} would stop nothing"
+        )
+        yield Problem(place=written.place_of(("stopping", "min_epochs")), message=message)
+
+
+def _max_epochs(config: StudyConfig, job: JobConfig) -> int:
+    """Epochs of the longest trial."""
+    searched, fixed = config.search_space.get("training.epochs"), job.training.epochs
+    if searched is None:
+        return fixed
+    values = searched.bounds or [value for value in searched.choice or () if isinstance(value, int)]
+    return max([fixed if searched.when else 1, *map(int, values)])
 
 
 def _pinned(config: StudyConfig, settings: Layer) -> dict[str, Any]:

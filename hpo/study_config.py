@@ -198,7 +198,7 @@ class StoppingConfig(Section):
     percentile: Annotated[float, Field(gt=0.0, lt=100.0)] = 25.0
     """percentile: so many percent go on."""
     min_epochs: Annotated[int, Field(ge=1)] = 1
-    """asha, hyperband: epochs before the first halving."""
+    """asha, hyperband: epochs before the first halving, fewer than `training.epochs`."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """asha, hyperband: one in so many goes on, to so many times the epochs."""
     patience: Annotated[int, Field(ge=1)] = 3

@@ -282,6 +282,22 @@ def test_a_condition_is_checked_against_the_parameter_it_names() -> None:
     ]
 
 
+@pytest.mark.parametrize("rule", ["asha", "hyperband"])
+def test_a_first_halving_that_no_trial_comes_to_is_refused(rule: str) -> None:
+    study = STUDY + f"stopping:\n  epochs: {rule}\n  min_epochs: 4\n"
+    told = f"studies/demo.yaml:7: stopping.min_epochs 4 must be below {{}}: {rule} would stop nothing"
+    assert load(study, settings=("training.epochs=5",))
+    assert problems(study, settings=("training.epochs=4",)) == [told.format("training.epochs 4")]
+    searched = study.replace("stopping:", "  training.epochs: {int: [1, 4]}\nstopping:")
+    told = told.replace(":7:", ":8:")
+    assert problems(searched) == [told.format("4, the most that is searched for training.epochs")]
+    assert problems(searched.replace("[1, 4]", "[1, 5]"), settings=("training.epochs=3",)) == [
+        told.format("training.epochs 3")
+    ]
+    assert load(searched.replace("[1, 4]", "[1, 5]"))
+    assert load(STUDY + f"stopping: {{epochs: {rule}}}\n", settings=("training.epochs=1",)), "not what was asked for"
+
+
 # Pinned parameters
 
 
