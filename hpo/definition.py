@@ -138,10 +138,13 @@ def load_definition(
     config = _collect(problems, lambda: validate(StudyConfig, written))
     environment = environment or detect_environment()
     layer = _job_layers(written, environment, path, problems)
-    job = _collect(problems, lambda: job_config(merge([layer, chosen])))
+    whole = merge([layer, chosen])
+    job = _collect(problems, lambda: job_config(whole))
     # What is sound of a part with mistakes is looked at with the rest, so that its other mistakes are told as well.
     some_config = config or valid_part(StudyConfig, written, required=ANY_STUDY)
-    some_job = job or valid_part(JobConfig, merge([layer, chosen]))
+    some_job = job or valid_part(JobConfig, whole)
+    if some_job:
+        problems += _reserved_problems(some_job, whole)
     if some_config and some_job:
         problems += _study_problems(some_config, some_job, written, chosen)
     if problems or config is None or job is None:
@@ -208,9 +211,12 @@ def joined_definition(stored: Mapping[str, Any], *, settings: Sequence[str] = ()
             message = "a worker does what the study says; --set takes only distributed.*, output.*, data.num_workers"
             raise ConfigError([Problem(place=f"--set {key}", message=message)])
     layer = merge([Layer(stored["job"]), chosen])
+    job = job_config(layer)
+    if problems := [*_reserved_problems(job, layer)]:
+        raise ConfigError(problems)
     return StudyDefinition(
         config=StudyConfig.model_validate(stored["study"]),
-        job=job_config(layer),
+        job=job,
         environment=stored["environment"],
         layer=layer,
         settings=merge([Layer(stored["settings"]), chosen]),
@@ -252,15 +258,24 @@ def _environment_layer(environment: str) -> Layer:
     return read_layer(path) if path else Layer()
 
 
+def _reserved_problems(job: JobConfig, layer: Layer) -> Iterator[Problem]:
+    """Keys of a job that the sweep sets."""
+    split = job.cross_validation
+    if split.fold is not None:
+        place = layer.place_of(("cross_validation", "fold"))
+        yield Problem(place=place, message="cross_validation.fold is set by the sweep, once per fold; remove it")
+    if split.score != "fold":
+        place = layer.place_of(("cross_validation", "score"))
+        yield Problem(place=place, message="cross_validation.score: a search never sees the test split; remove it")
+    if job.output.pause_after is not None:
+        place = layer.place_of(("output", "pause_after"))
+        message = "output.pause_after is set by the sweep, at the rungs of fidelity; remove it"
+        yield Problem(place=place, message=message)
+
+
 def _study_problems(config: StudyConfig, job: JobConfig, written: Layer, settings: Layer) -> Iterator[Problem]:
     """What only the study and the job together can show."""
     yield from objective_problems(config, job, written)
-    if job.cross_validation.fold is not None:
-        place = merge([written, settings]).place_of(("cross_validation", "fold"))
-        yield Problem(place=place, message="cross_validation.fold is set by the sweep, once per fold; remove it")
-    if job.cross_validation.score != "fold":
-        place = merge([written, settings]).place_of(("cross_validation", "score"))
-        yield Problem(place=place, message="cross_validation.score: a search never sees the test split; remove it")
     epochs = config.search_space.get("training.epochs")
     if min([*(epochs.bounds or epochs.choice or ()), 1] if epochs else [job.training.epochs]) == 0:
         place = merge([written, settings]).place_of(("search_space", "training.epochs") if epochs else ("config",))

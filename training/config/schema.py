@@ -290,7 +290,8 @@ class OutputConfig(Section):
     keep_checkpoint: bool = False
     """Keep the last checkpoint when the job is complete; it always exists while the job runs."""
     pause_after: PositiveInt | None = None
-    """Leave after this many epochs with a checkpoint to go on from, as searches with `fidelity` do; null trains on."""
+    """Leave after this many epochs with a checkpoint to go on from, as searches with `fidelity` do; null trains on. Not
+    for a study: its sweep sets it."""
     keep_predictions: bool = True
     """Keep what the last evaluation found for each sample (see `hpo report`): for a classifier the probabilities."""
     measure: list[Literal["parameters", "inference_ms"]] = []

@@ -261,6 +261,17 @@ def test_a_fold_belongs_to_the_sweep_and_not_to_the_study() -> None:
     ]
 
 
+def test_pauses_belong_to_the_sweep_and_not_to_the_study() -> None:
+    told = "output.pause_after is set by the sweep, at the rungs of fidelity; remove it"
+    assert problems(STUDY + "config: {output: {pause_after: 2}}\n") == [f"studies/demo.yaml:5: {told}"]
+    assert problems(settings=("output.pause_after=2",)) == [f"--set output.pause_after=2: {told}"]
+    with pytest.raises(ConfigError, match=f"--set output.pause_after=2: {told}"):
+        joined_definition(load().stored(), settings=("output.pause_after=2",))
+    write("config/train.yaml", "output:\n  pause_after: 2\n")
+    assert problems() == [f"config/train.yaml:2: {told}"]
+    assert load_job(Path("config/train.yaml")).output.pause_after == 2
+
+
 def test_a_search_is_not_scored_on_the_test_split() -> None:
     told = "cross_validation.score: a search never sees the test split; remove it"
     assert problems(STUDY + "cross_validation: {score: test}\n") == [f"studies/demo.yaml:5: {told}"]
