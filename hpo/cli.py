@@ -179,13 +179,16 @@ def worker(
 ) -> None:
     """Help a study that `hpo sweep` began, from another terminal or machine, until its budget is spent."""
     began = time.monotonic()
+    from hpo import show
     from hpo.console import open_console
     from hpo.definition import has_file, joined_definition
     from hpo.launchers import warm_up
     from hpo.orchestrator import Sweep
+    from hpo.reporting.summary import describe_status
     from hpo.study import definition_of, load_study
 
-    database, name, _ = open_any(study if has_file(study) else None, env, settings, storage)
+    here = study if has_file(study) else None
+    database, name, _ = open_any(here, env, settings, storage)
     opened = load_study(name or study, database)
     definition = joined_definition(definition_of(opened), settings=launched_by(launcher, settings))
     warm_up(definition.job)
@@ -194,6 +197,8 @@ def worker(
         run = Sweep(definition, opened, all_of(tracker, console), began=began)
         run.run()
     _require_hope(run.hopeless)
+    again = again_options(here, env, settings, storage)
+    show.helped(describe_status(opened), run.num_told, again=again, has_file=here is not None)
 
 
 @app.command()

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from hpo.tracking import NoTracker
 
 
-def again_options(study: str, env: str | None, settings: list[str] | None, storage: str | None) -> str:
-    """The options that lead to the same study once more, as typed; what came from the environment stays there."""
+def again_options(study: str | None, env: str | None, settings: list[str] | None, storage: str | None) -> str:
+    """The options that lead to the same study (None: to all) once more, as typed; what came from the environment stays
+    there."""
     from hpo.masking import masked
 
-    typed = ["--study", study, *(["--env", env] if env else [])]
+    typed = [*(["--study", study] if study else []), *(["--env", env] if env else [])]
     # Keys that say where things are; the others are in the study by now.
     typed += [part for setting in settings or () if setting.startswith("output.") for part in ("--set", setting)]
     if storage and storage != os.environ.get("HPO_STORAGE"):

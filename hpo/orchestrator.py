@@ -91,6 +91,11 @@ class Sweep:
         self.parked: list[int] = []
         """Trials that did not end before the deadline and are queued again."""
 
+    @property
+    def num_told(self) -> int:
+        """Trials that came to their end here: complete, stopped or failed."""
+        return len(self._failures)
+
     def run(self) -> None:
         """Evaluate trials until the budget is spent. On Ctrl-C the running trials are queued again."""
         recovered = recover(self._study)

@@ -254,6 +254,15 @@ def status(statuses: list[StudyStatus], *, as_json: bool) -> None:
         _print_next("hpo sweep --study bert_cv")
 
 
+def helped(status: StudyStatus, num_trials: int, *, again: str, has_file: bool) -> None:
+    """What a worker did, how the study stands, and what to type next; most commands need the study's file."""
+    done = f"evaluated {num_trials} trial{'s' * (num_trials != 1)}"
+    _print_rows([("this worker", done), *_progress(status)])
+    judged = ("report", "train-best") if status.best_trial is not None else ("best",) if status.front else ("status",)
+    commands = judged if has_file and not status.running else ("status",)
+    _print_next(*(f"hpo {command} {again}".strip() for command in commands))
+
+
 def _progress(status: StudyStatus) -> Iterator[tuple[str, Any]]:
     counts = ", ".join(f"{count} {state.lower()}" for state, count in status.trials.items() if count) or "no trials"
     yield from (("study", status.study), ("trials", counts))

@@ -86,7 +86,7 @@ def ended_well(process: subprocess.Popen[str]) -> str:
     """What `process` said until it ended without an error."""
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, out + err
-    return err
+    return out + err
 
 
 # One sweep
@@ -145,7 +145,10 @@ def test_a_sweep_and_two_workers_that_join_it_later_keep_its_budget(workplace: P
     wait_for_trials(4, 5, of=second)
     Path("go").touch()
     for process in (sweep, first, second):
-        ended_well(process)
+        said = ended_well(process)
+    told_by_second = sum(trial.user_attrs["hpo:owner"]["pid"] == second.pid for trial in trials())
+    assert f"this worker  evaluated {told_by_second} trials\nstudy        digits\n" in said
+    assert "\nbest         0." in said
     assert [trial.state.name for trial in told()] == ["COMPLETE"] * 9
     assert all(len(trial.user_attrs["hpo:fold_scores"]) == 2 for trial in told())
     owners = [trial.user_attrs["hpo:owner"]["pid"] for trial in trials()[:6]]
@@ -224,5 +227,14 @@ def test_a_worker_needs_no_file_of_the_study_and_starts_no_trial_above_its_budge
     monkeypatch.chdir(tmp_path)
     done = run_hpo("worker", "--study", "digits", "--storage", f"sqlite:///{swept}/runs/studies.db")
     assert "the study has the 3 trials that were asked for" in done.stderr
+    assert done.stdout.splitlines()[1:4] == [
+        "this worker  evaluated 0 trials",
+        "study        digits",
+        "trials       3 complete",
+    ]
+    assert " status --storage 'sqlite:///" in done.stdout.splitlines()[-1]
     monkeypatch.chdir(swept)
     assert len(trials()) == 3
+    beside_its_file = run_hpo("worker", "--study", "digits")
+    next_steps = beside_its_file.stdout.partition("next:\n")[2].splitlines()
+    assert [step.split(maxsplit=1)[1] for step in next_steps] == ["report --study digits", "train-best --study digits"]
