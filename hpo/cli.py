@@ -313,15 +313,19 @@ def best(  # noqa: PLR0913 - its parameters are the command's options
     """Show the best trial so far, or another as train-best would choose it; with several objectives, the front."""
     from hpo import show
     from hpo.masking import masked
-    from hpo.reporting.summary import describe_front
-    from hpo.selection import chosen_trial
+    from hpo.reporting.summary import describe_best, describe_front
+    from hpo.selection import chosen_trial, what_is_gone
 
     _, url, loaded = open_existing(study, env, settings, storage)
     again, by = again_options(study, env, settings, storage), chosen_by(select, top_k, trial)
     if len(loaded.directions) > 1 and not by:
         return show.front(describe_front(loaded), as_json=as_json, again=again, storage=masked(url))
-    choice = chosen_trial(loaded, select, top_k, trial)
-    show.chosen(choice, as_json=as_json, again=again, chosen_by=by, storage=masked(url))
+    if by:
+        choice = chosen_trial(loaded, select, top_k, trial)
+        return show.chosen(choice, as_json=as_json, again=again, chosen_by=by, storage=masked(url))
+    show.best(winner := describe_best(loaded), as_json=as_json, again=again, storage=masked(url))
+    if gone := what_is_gone(loaded, winner):
+        print(f"note: {gone}", file=sys.stderr)
 
 
 @app.command()

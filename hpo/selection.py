@@ -28,7 +28,15 @@ from hpo.errors import HpoError
 from hpo.fold_statistics import standard_error
 from hpo.front import front_of
 from hpo.reporting.summary import BestTrial, describe_trial
-from hpo.study import IDENTITY, SPLIT_ID, best_trial, is_feasible, require_one_objective, that_keeps
+from hpo.study import (
+    IDENTITY,
+    SPLIT_ID,
+    best_trial,
+    is_feasible,
+    require_one_objective,
+    that_keeps,
+    trial_folder,
+)
 from training.errors import DataError
 from training.run_dir import Event, Record, RunDir
 
@@ -92,23 +100,36 @@ def choose(study: optuna.Study, select: Select = "best", *, top_k: int | None = 
     ranked = _ranked(study)
     if select == "one-standard-error":
         return _cheapest(study, ranked)
-    best = describe_trial(study, ranked[0])
-    cost, members = fold_cost(best.folder), tuple[Member, ...]()
-    reason = f"the best mean of {len(ranked)} completed trial{'s' * (len(ranked) > 1)}"
     if select == "ensemble":
-        members = _members(study, ranked, top_k or len(best.fold_scores))
-        num_trials = len({member.trial.number for member in members})
-        reason = f"{len(members)} folds of the best {f'{num_trials} trials' if num_trials > 1 else 'trial'}"
-    return Choice(select=select, trial=best, best=best, reason=reason, cost_s=cost, best_cost_s=cost, members=members)
+        return _ensemble(study, ranked, top_k)
+    best = describe_trial(study, ranked[0])
+    cost, reason = fold_cost(best.folder), f"the best mean of {len(ranked)} completed trial{'s' * (len(ranked) > 1)}"
+    return Choice(select=select, trial=best, best=best, reason=reason, cost_s=cost, best_cost_s=cost)
 
 
 def chosen_trial(study: optuna.Study, select: Select, top_k: int | None, number: int | None) -> Choice:
-    """Trial `number` when it is named, else the one that `select` means. Raises as both do."""
-    if number is None:
-        return choose(study, select, top_k=top_k)
-    if select != "best" or top_k is not None:
+    """Trial `number` when it is named, else the one that `select` means, to be trained.
+
+    Raises as both do, and HpoError when the folder of that trial is gone.
+    """
+    if number is not None and (select != "best" or top_k is not None):
         raise HpoError("--trial names the trial: leave --select and --top-k out")
-    return _named(study, number)
+    choice = choose(study, select, top_k=top_k) if number is None else _named(study, number)
+    if gone := what_is_gone(study, choice.trial):
+        raise HpoError(gone)
+    return choice
+
+
+def what_is_gone(study: optuna.Study, trial: BestTrial) -> str:
+    """Why `trial` cannot be trained, and which one can; empty when its folder is there."""
+    if trial.folder.is_dir():
+        return ""
+    known = _ranked(study) if len(study.directions) == 1 else front_of(study)
+    there = next((each.number for each in known if trial_folder(study, each).is_dir()), None)
+    go_on = f"--trial {there} takes the best one that is there"
+    if there is None:
+        go_on = "no other is there: is this the machine, or the folder, that the study ran in?"
+    return f"the folder of trial {trial.number}, with the configuration to train, is gone: {trial.folder}; {go_on}"
 
 
 def _named(study: optuna.Study, number: int) -> Choice:
@@ -168,19 +189,39 @@ def _cheapest(study: optuna.Study, ranked: list[FrozenTrial]) -> Choice:
     )
 
 
-def _members(study: optuna.Study, ranked: list[FrozenTrial], top_k: int) -> tuple[Member, ...]:
+def _ensemble(study: optuna.Study, ranked: list[FrozenTrial], top_k: int | None) -> Choice:
+    best = describe_trial(study, ranked[0])
+    members, gone = _members(study, ranked, top_k or len(best.fold_scores))
+    trial, num_trials = members[0].trial, len({member.trial.number for member in members})
+    reason = f"{len(members)} folds of the best {f'{num_trials} trials' if num_trials > 1 else 'trial'}"
+    reason += f"; left out, as it is gone: {_first(gone)}" if gone else ""
+    cost, best_cost = fold_cost(trial.folder), fold_cost(best.folder)
+    return Choice(
+        select="ensemble", trial=trial, best=best, reason=reason, cost_s=cost, best_cost_s=best_cost, members=members
+    )
+
+
+def _members(study: optuna.Study, ranked: list[FrozenTrial], top_k: int) -> tuple[tuple[Member, ...], list[Path]]:
+    """The members, and the folders of better folds that are gone."""
     _require_averaged(study.user_attrs[IDENTITY]["config"])
     split_id = ranked[0].user_attrs.get(SPLIT_ID)
-    comparable = (describe_trial(study, trial) for trial in ranked if trial.user_attrs.get(SPLIT_ID) == split_id)
-    members: list[Member] = []
-    for trial in comparable:
-        members += [Member(trial=trial, fold=fold) for fold in range(len(trial.fold_scores))]
+    members, gone = list[Member](), list[Path]()
+    for trial in (describe_trial(study, each) for each in ranked if each.user_attrs.get(SPLIT_ID) == split_id):
+        folders = [trial.folder / f"fold_{fold}" for fold in range(len(trial.fold_scores))]
+        members += [Member(trial=trial, fold=fold) for fold, folder in enumerate(folders) if folder.is_dir()]
+        gone += [folder for folder in folders if not folder.is_dir()] if trial.folder.is_dir() else [trial.folder]
         if len(members) >= top_k:
-            return tuple(members[:top_k])
+            return tuple(members[:top_k]), gone
+    missing = f" (gone: {_first(gone)}); take --select best, or" if gone else ";"
     raise HpoError(
         f"--top-k {top_k}: the completed trials of study '{study.study_name}' have {len(members)} folds on the data of"
-        " the best one; ask for no more"
+        f" the best one{missing} ask for no more"
     )
+
+
+def _first(folders: list[Path]) -> str:
+    """The first of some folders, and how many more there are."""
+    return str(folders[0]) + (f" and {len(folders) - 1} more" if folders[1:] else "")
 
 
 def _require_averaged(fixed: dict[str, Any]) -> None:

@@ -92,8 +92,6 @@ def report(found: Report, published: Published, *, as_json: bool, again: str) ->
 
 def chosen(choice: Choice, *, as_json: bool, again: str, chosen_by: str, storage: str) -> None:
     """The trial that train-best would train, and why; `chosen_by` are the options that choose it, after a space."""
-    if not chosen_by:
-        return best(choice.best, as_json=as_json, again=again, storage=storage)
     if as_json:
         return _print_json({**_trial_values(choice.trial), "storage": storage, **_choice_values(choice)})
     rows = _trial_rows(choice.trial, "chosen trial") + _reason_rows(choice)

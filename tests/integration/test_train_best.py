@@ -189,6 +189,19 @@ def test_verify_repeats_fold_0_and_trains_nothing_when_its_record_says_otherwise
     assert len(list(STUDY.glob("best*"))) == before + 1
 
 
+def test_a_folder_that_a_person_removed_is_named_with_the_trial_to_take_instead(searched: Path) -> None:
+    folder = (STUDY / "trial_0000").rename(STUDY / "elsewhere")
+    try:
+        shown = run_hpo("best", "--study", "digits")
+        refused = run_hpo("train-best", "--study", "digits", status=2)
+    finally:
+        folder.rename(STUDY / "trial_0000")
+    gone = f"is gone: {(STUDY / 'trial_0000').absolute()}; --trial 1 takes the best one that is there\n"
+    assert "best trial" in shown.stdout and shown.stderr.endswith(gone)
+    assert refused.stderr.startswith("error: the folder of trial 0, ") and refused.stderr.endswith(gone)
+    assert not refused.stdout
+
+
 def test_more_members_than_folds_are_refused_before_anything_is_trained(searched: Path) -> None:
     before = sorted(STUDY.iterdir())
     refused = run_hpo("train-best", "--study", "digits", "--select", "ensemble", "--top-k", "5", status=2)

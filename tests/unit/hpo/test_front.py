@@ -263,6 +263,9 @@ def test_what_a_fold_took_under_another_constraint_is_its_price_too(storage: RDB
 
 def test_a_trial_to_train_is_named_and_is_one_of_the_front(storage: RDBStorage, tmp_path: Path) -> None:
     study = told_study(storage, tmp_path, flat(0.5, 1.0), flat(0.9, 2.0), flat(0.4, 1.5))
+    with pytest.raises(HpoError, match="the folder of trial 0, .*, is gone: .*; no other is there"):
+        chosen_trial(study, "best", None, 0)
+    trial_folder(study, study.trials[0]).mkdir(parents=True)
     choice = chosen_trial(study, "best", None, 0)
     assert (choice.trial.number, choice.tags["hpo.select"]) == (0, "trial")
     assert choice.reason == "named by --trial, of a front of 2"

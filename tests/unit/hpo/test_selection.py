@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from statistics import mean
 
@@ -27,6 +29,9 @@ def study_with(folder: Path, *trials: FrozenTrial, direction: str = "maximize", 
     study.set_user_attr(IDENTITY, {"objective": {"metric": "accuracy", "direction": direction}, "config": fixed})
     study.set_user_attr(FOLDER, str(folder))
     study.add_trials(trials)
+    for number, trial in enumerate(trials):
+        for fold in range(len(trial.user_attrs.get(FOLD_SCORES, ()))):
+            (folder / f"trial_{number:04d}" / f"fold_{fold}").mkdir(parents=True, exist_ok=True)
     return study
 
 
@@ -39,7 +44,7 @@ def took(folder: Path, trial: int, *seconds: float, world_size: int = 1) -> None
     """Leave the records of folds that took so long."""
     for fold, lasted in enumerate(seconds):
         run_dir = RunDir(folder / f"trial_{trial:04d}" / f"fold_{fold}")
-        run_dir.path.mkdir(parents=True)
+        run_dir.path.mkdir(parents=True, exist_ok=True)
         run_dir.append(record(Event.START, 1000.0, world_size=world_size))
         run_dir.append(record(Event.EVALUATE, 1000.0 + lasted / 2, accuracy=0.1))
         run_dir.append(record(Event.EVALUATE, 1000.0 + lasted, accuracy=0.5))
@@ -159,6 +164,46 @@ def test_what_cannot_be_averaged_is_refused_with_what_to_do(
     with pytest.raises(HpoError, match=f"{what} cannot be averaged so: take --select best"):
         choose(study, "ensemble")
     assert choose(study).trial.number == 0
+
+
+# Folders that a person has removed
+
+
+def test_a_trial_whose_folder_is_gone_is_not_chosen_and_another_one_is_named(tmp_path: Path) -> None:
+    study = study_with(tmp_path, complete(0.5, 0.5), complete(0.6, 0.6), complete(0.8, 0.8))
+    assert chosen_trial(study, "best", None, None).trial.number == 2
+    shutil.rmtree(tmp_path / "trial_0002")
+    gone = f"the folder of trial 2, with the configuration to train, is gone: {tmp_path}/trial_0002"
+    for number in (None, 2):
+        with pytest.raises(HpoError, match=f"{gone}; --trial 1 takes the best one that is there"):
+            chosen_trial(study, "best", None, number)
+    assert chosen_trial(study, "best", None, 1).trial.number == 1
+    shutil.rmtree(tmp_path / "trial_0001")
+    shutil.rmtree(tmp_path / "trial_0000")
+    with pytest.raises(HpoError, match=f"{gone}; no other is there: is this the machine"):
+        chosen_trial(study, "one-standard-error", None, None)
+
+
+def test_the_cheapest_is_one_whose_folder_is_there(tmp_path: Path) -> None:
+    study = study_with(tmp_path, complete(*BEST), complete(*[0.79] * 5))
+    took(tmp_path, 1, 9.0)
+    shutil.rmtree(tmp_path / "trial_0000")
+    choice = chosen_trial(study, "one-standard-error", None, None)
+    assert choice.trial.number == 1
+    assert "what 1 of them cost is not known, as their records are gone" in choice.reason
+
+
+def test_members_whose_folders_are_gone_are_left_out_with_a_word(tmp_path: Path) -> None:
+    study = study_with(tmp_path, complete(0.5, 0.7), complete(0.8, 0.8), complete(0.7, 0.6))
+    shutil.rmtree(tmp_path / "trial_0001")
+    shutil.rmtree(tmp_path / "trial_0002" / "fold_0")
+    choice = chosen_trial(study, "ensemble", 2, None)
+    assert [str(member) for member in choice.members] == ["trial 2 fold 1", "trial 0 fold 0"]
+    assert (choice.trial.number, choice.best.number) == (2, 1)
+    assert choice.reason.endswith(f"; left out, as it is gone: {tmp_path}/trial_0001 and 1 more")
+    told = f"have 3 folds on the data of the best one (gone: {tmp_path}/trial_0001 and 1 more); take --select best, or"
+    with pytest.raises(HpoError, match=re.escape(told)):
+        members(study, 4)
 
 
 def test_top_k_without_an_ensemble_is_refused(tmp_path: Path) -> None:
