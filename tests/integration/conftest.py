@@ -27,7 +27,7 @@ DIGITS = {
     "distributed": {"accelerator": "cpu"},
 }
 
-STUDY = """\
+CONFIGURED = """\
 study: digits
 base: {checkout}/config/train.yaml
 config:
@@ -35,6 +35,11 @@ config:
   data: {{name: digits, max_samples: 300}}
   model: {{architecture: mlp, hidden_size: 16, num_hidden_layers: 1, dropout: 0.0}}
   training: {{epochs: 2}}
+"""
+"""A study up to the end of its configuration, which more lines may go on with."""
+STUDY = (
+    CONFIGURED
+    + """\
 objective: {{metric: accuracy, direction: maximize}}
 cross_validation: {{folds: 2}}
 search_space:
@@ -42,6 +47,7 @@ search_space:
 stopping: {{epochs: none, folds: none}}
 budget: {{trials: 2}}
 """
+)
 
 
 @pytest.fixture

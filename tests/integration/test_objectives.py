@@ -11,22 +11,15 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tests.integration.conftest import CHECKOUT, enter, run_hpo
+from tests.integration.conftest import CHECKOUT, CONFIGURED, enter, run_hpo
 from training.run_dir import Event, RunDir
 
 ONE_AT_A_TIME = "resources: {max_parallel_trials: 1, devices_per_trial: 1, parallel_folds: off}\n"
-STUDY = """\
-study: digits
-base: {checkout}/config/train.yaml
-config:
-  task: image_classification
-  data: {{name: digits, max_samples: 300}}
-  model: {{architecture: mlp, hidden_size: 8, num_hidden_layers: 1, dropout: 0.0}}
-  training: {{epochs: 2}}
-  optimizer: {{lr: 0.01}}
-cross_validation: {{folds: 3}}
+SIZED = """\
+  optimizer: {lr: 0.01}
+cross_validation: {folds: 3}
 search_space:
-  model.hidden_size: {{choice: [8, 16, 32, 64]}}
+  model.hidden_size: {choice: [8, 16, 32, 64]}
 """
 SEVERAL = "objective: [{metric: accuracy, direction: maximize}, {metric: parameters, direction: minimize}]\n"
 SIZES = {size: size * 64 + size + size * 10 + 10 for size in (8, 16, 32, 64)}
@@ -36,7 +29,8 @@ SIZES = {size: size * 64 + size + size * 10 + 10 for size in (8, 16, 32, 64)}
 def write(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A workplace with one study."""
     (folder / "studies").mkdir()
-    (folder / "studies" / "digits.yaml").write_text(STUDY.format(checkout=CHECKOUT) + text + ONE_AT_A_TIME)
+    study = CONFIGURED.format(checkout=CHECKOUT) + SIZED + text + ONE_AT_A_TIME
+    (folder / "studies" / "digits.yaml").write_text(study)
     enter(folder, monkeypatch)
 
 
