@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hpo.cancellation import NEVER, Cancellation
 from hpo.devices import Placement, detect_hardware
-from hpo.launchers import Job, launch
+from hpo.launchers import LaunchedJob, launch
 from hpo.leases import lease
 from training.config import JobConfig
 from training.run_dir import RunDir
@@ -49,7 +49,7 @@ class Crew:
         self._trial: tuple[Path, JobConfig] | None = None
         """What jobs must have in common to share processes."""
         self._placement: Placement | None = None
-        self._job: Job | None = None
+        self._job: LaunchedJob | None = None
         self._launched: Placement | None = None
         """Where its processes are."""
         self._waits_in: RunDir | None = None
@@ -97,7 +97,7 @@ class Crew:
             self._held_s += now - self._held_since
             self._held_since = now
 
-    def start(self, config: JobConfig, run_dir: RunDir, placement: Placement) -> Job:
+    def start(self, config: JobConfig, run_dir: RunDir, placement: Placement) -> LaunchedJob:
         """The processes of the job in `run_dir`: those that wait, or new ones. Raises OSError and LaunchCancelled."""
         before, self._waits_in = self._waits_in, None
         self.went_on = before is not None and placement == self._launched and before.write_next(run_dir)
@@ -128,7 +128,7 @@ class Crew:
         if left:
             self._on_notice(f"processes of the job did not end when they were killed: {', '.join(map(str, left))}")
 
-    def _wait_for(self, job: Job) -> None:
+    def _wait_for(self, job: LaunchedJob) -> None:
         deadline = time.monotonic() + LEAVE_S
         while job.poll() is None and time.monotonic() < deadline and not self.cancellation.is_urgent():
             job.wait(0.1)

@@ -17,7 +17,7 @@ from training.data import PreparedData, build_loaders
 from training.distributed import RunContext, run_context
 from training.errors import ConfigError, Problem
 from training.guardrails import inspect
-from training.job import Job, keep_result, prepare_model
+from training.job import BuiltJob, keep_result, prepare_model
 from training.reporter import RunDirReporter, SilentReporter
 from training.run_dir import Finding, RunDir
 from training.seeding import set_arithmetic
@@ -84,7 +84,7 @@ class TrainingCoordinator:
             reporter = RunDirReporter(kept, context, saves=self.enable_checkpointing) if kept else SilentReporter()
             result = run_training(model, loaders, settled, context, reporter, self.callbacks)
             if kept:
-                job = Job(build_model=lambda: untrained, loaders=loaders)
+                job = BuiltJob(build_model=lambda: untrained, loaders=loaders)
                 keep_result(result, model, job, kept, settled, context)
             return result
 

@@ -27,7 +27,7 @@ REPORTED_PACKAGES = ("torch", "transformers", "numpy", "scikit-learn")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
+class BuiltJob:
     """Everything a training needs, up to its first step."""
 
     build_model: Callable[[], TrainingModule]
@@ -35,7 +35,7 @@ class Job:
     loaders: Loaders
 
 
-def build_job(config: JobConfig, context: RunContext) -> Job:
+def build_job(config: JobConfig, context: RunContext) -> BuiltJob:
     """Prepare the data and say how the model is made. All ranks. Raises ConfigError and DataError."""
     task = load_task(config.task)
     seed_everything(config.seed)  # or what a task draws would depend on what this process did before
@@ -45,7 +45,7 @@ def build_job(config: JobConfig, context: RunContext) -> Job:
         seed_everything(config.seed)
         return prepare_model(task.build_model(config, data), config)
 
-    return Job(build_model=build_model, loaders=build_loaders(data, config, context, task.collate))
+    return BuiltJob(build_model=build_model, loaders=build_loaders(data, config, context, task.collate))
 
 
 def prepare_model(model: TrainingModule, config: JobConfig) -> TrainingModule:
@@ -73,7 +73,12 @@ def run_job(run_dir: RunDir, config: JobConfig, context: RunContext) -> None:
 
 
 def keep_result(
-    result: TrainingResult, model: TrainingModule, job: Job, run_dir: RunDir, config: JobConfig, context: RunContext
+    result: TrainingResult,
+    model: TrainingModule,
+    job: BuiltJob,
+    run_dir: RunDir,
+    config: JobConfig,
+    context: RunContext,
 ) -> None:
     """Leave the trained `model`, its predictions and ``result.json`` in `run_dir`. All ranks; rank 0 writes."""
     if config.output.save_model and not result.stopped:

@@ -1,4 +1,4 @@
-"""Starting the ranks of one job, and making sure that none is left. Every launcher gives the same Job."""
+"""Starting the ranks of one job, and making sure that none is left. Every launcher gives the same LaunchedJob."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from hpo.devices import ALONE, Placement
 from hpo.launchers import processes
 from hpo.launchers.fork_server import CannotForkError, ForkServer, LaunchCancelled
-from hpo.launchers.job import Job, kill_processes
+from hpo.launchers.job import LaunchedJob, kill_processes
 from hpo.launchers.processes import command_line, job_id_prefix
 from training.config import JobConfig
 from training.run_dir import RunDir
 
 __all__ = [
     "FORK_SERVER",
-    "Job",
+    "LaunchedJob",
     "LaunchCancelled",
     "command_line",
     "job_id_prefix",
@@ -41,7 +41,7 @@ def launch(
     placement: Placement,
     on_notice: Callable[[str], None],
     is_cancelled: Callable[[], bool],
-) -> Job:
+) -> LaunchedJob:
     """Start the job of `run_dir`, by the launcher that `config` asks for. Raises OSError and LaunchCancelled."""
     if config.distributed.launcher == "fork_server" and placement.num_nodes == 1:
         try:
@@ -51,7 +51,7 @@ def launch(
     return processes.launch(run_dir, placement)
 
 
-def launch_check(config: JobConfig, run_dirs: Sequence[RunDir]) -> Job:
+def launch_check(config: JobConfig, run_dirs: Sequence[RunDir]) -> LaunchedJob:
     """Start a process that builds the jobs of `run_dirs`, all much like `config`, without training. Raises OSError."""
     if config.distributed.launcher == "fork_server":
         with contextlib.suppress(CannotForkError):

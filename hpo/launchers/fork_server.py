@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hpo.devices import ALONE, Placement
-from hpo.launchers.job import ForkedProcess, Job, kill_processes, reap, wait_for_group
+from hpo.launchers.job import ForkedProcess, LaunchedJob, kill_processes, reap, wait_for_group
 from hpo.launchers.processes import cores_of, environment, new_job_id
 from training.config import JobConfig
 from training.run_dir import JOB_ID, PARENT_PID, RunDir
@@ -76,7 +76,7 @@ class ForkServer:
         *,
         is_check: bool = False,
         is_cancelled: Callable[[], bool] = lambda: False,
-    ) -> Job:
+    ) -> LaunchedJob:
         """Start the job of a run directory, or a check of several. Raises CannotForkError and LaunchCancelled."""
         job_id = new_job_id(run_dirs[0])
         request = {
@@ -90,7 +90,7 @@ class ForkServer:
         }
         with self._lock:
             try:
-                return Job(ForkedProcess(self._ask(request, is_cancelled)), job_id)
+                return LaunchedJob(ForkedProcess(self._ask(request, is_cancelled)), job_id)
             except CannotForkError:
                 raise
             except BaseException:  # Ctrl-C, too: an answer may be under way, and an agent

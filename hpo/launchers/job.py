@@ -25,7 +25,7 @@ KILL_GRACE_S = 5.0
 
 
 class Process(Protocol):
-    """What a Job needs of its agent; ``subprocess.Popen`` is one."""
+    """What a LaunchedJob needs of its agent; ``subprocess.Popen`` is one."""
 
     pid: int
 
@@ -61,7 +61,7 @@ class ForkedProcess:
             os.kill(self.pid, signal.SIGTERM)
 
 
-class Job:
+class LaunchedJob:
     """The processes of one launch. ``end`` may be called at any moment, any number of times."""
 
     def __init__(self, process: Process, job_id: str) -> None:

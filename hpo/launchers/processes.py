@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hpo.devices import ALONE, Placement, usable_cores
-from hpo.launchers.job import Job
+from hpo.launchers.job import LaunchedJob
 from training.run_dir import JOB_ID, PARENT_PID, RunDir
 
 SECRETS = ("HPO_STORAGE", "PGPASSWORD", "PGPASSFILE", "PGSERVICE", "MLFLOW_")
@@ -24,19 +24,19 @@ TORCHRUN = frozenset("RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MAS
 """What torchrun sets for its ranks: another job's, when we run inside one."""
 
 
-def launch(run_dir: RunDir, placement: Placement) -> Job:
+def launch(run_dir: RunDir, placement: Placement) -> LaunchedJob:
     """Start the job of `run_dir`. Call from a thread that outlives the job: ranks die with it."""
     with _pinned(cores_of(placement)):
         return _start(command(run_dir, placement), run_dir, placement)
 
 
-def launch_check(run_dirs: Sequence[RunDir]) -> Job:
+def launch_check(run_dirs: Sequence[RunDir]) -> LaunchedJob:
     """Start a process that builds the jobs of `run_dirs`."""
     paths = [str(run_dir.path) for run_dir in run_dirs]
     return _start([sys.executable, "-m", "training.check", *paths], run_dirs[0], ALONE)
 
 
-def _start(arguments: list[str], run_dir: RunDir, placement: Placement) -> Job:
+def _start(arguments: list[str], run_dir: RunDir, placement: Placement) -> LaunchedJob:
     job_id = new_job_id(run_dir)
     with run_dir.log("agent").open("ab") as log:
         process = subprocess.Popen(
@@ -47,7 +47,7 @@ def _start(arguments: list[str], run_dir: RunDir, placement: Placement) -> Job:
             stderr=log,
             start_new_session=True,  # a Ctrl-C in the terminal is the orchestrator's to handle
         )
-    return Job(process, job_id)
+    return LaunchedJob(process, job_id)
 
 
 def cores_of(placement: Placement) -> list[int]:

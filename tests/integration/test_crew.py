@@ -16,7 +16,7 @@ import pytest
 
 from hpo import trial
 from hpo.crew import Crew
-from hpo.launchers import Job
+from hpo.launchers import LaunchedJob
 from hpo.trial import JobStatus, TrialResult, run_single_trial
 from hpo.watch import Watch
 from tests.integration.conftest import ranks_under, run_hpo
@@ -217,13 +217,13 @@ def test_an_error_that_new_processes_make_as_well_is_the_fold_s_own(own: Callabl
 def test_processes_that_are_told_that_nothing_follows_leave_by_themselves(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    end, statuses = Job.end, list[int | None]()
+    end, statuses = LaunchedJob.end, list[int | None]()
 
-    def look_first(job: Job, *arguments: Any) -> list[int]:
+    def look_first(job: LaunchedJob, *arguments: Any) -> list[int]:
         statuses.append(job.poll())
         return end(job, *arguments)
 
-    monkeypatch.setattr(Job, "end", look_first)
+    monkeypatch.setattr(LaunchedJob, "end", look_first)
     with Crew(stays=True) as crew:
         run_fold(job("image_classification", **DDP), place / "trial", crew, 0)
     assert statuses == [0]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from hpo.launchers import job as launchers_job
-from hpo.launchers.job import Job
+from hpo.launchers.job import LaunchedJob
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_ctrl_c_during_the_killing_is_heard_after_it(monkeypatch: pytest.MonkeyP
     with subprocess.Popen(["true"]) as process:
         process.wait()
         with pytest.raises(KeyboardInterrupt):
-            Job(process, "the job").end()
+            LaunchedJob(process, "the job").end()
     assert killed == ["the job"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -52,4 +52,4 @@ def test_a_job_is_waited_for_where_a_sandbox_forbids_pidfd_open(monkeypatch: pyt
 
     monkeypatch.setattr(os, "pidfd_open", forbidden)
     with subprocess.Popen(["sleep", "0.2"]) as process:
-        assert Job(process, "none has this id").result() == 0
+        assert LaunchedJob(process, "none has this id").result() == 0

@@ -16,7 +16,7 @@ from training.data import Batch, PreparedData, build_loaders
 from training.distributed import RunContext, Statistics
 from training.errors import DataError, TrainingError
 from training.evaluation import evaluate
-from training.job import Job, keep_result
+from training.job import BuiltJob, keep_result
 from training.predictions import Predictions, Rows, can_score, joined, load_predictions, score, write_predictions
 from training.reporter import RunDirReporter, SilentReporter
 from training.run_dir import RunDir
@@ -178,7 +178,7 @@ def train(run_dir: RunDir, config: JobConfig = CONFIG) -> RunDir:
     context, model = RunContext.alone(), Line()
     loaders = build_loaders(DATA, config, context, lambda batch: batch)
     result = run_training(model, loaders, config, context, RunDirReporter(run_dir, context))
-    keep_result(result, model, Job(build_model=Line, loaders=loaders), run_dir, config, context)
+    keep_result(result, model, BuiltJob(build_model=Line, loaders=loaders), run_dir, config, context)
     return run_dir
 
 
