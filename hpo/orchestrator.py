@@ -31,6 +31,7 @@ from hpo.events import (
     SweepStarted,
     TrialState,
 )
+from hpo.ledger import ledger_of
 from hpo.resources import Resources
 from hpo.slots import Slots
 from hpo.spending import Ledger, budget_of, fold_times, spent
@@ -41,7 +42,6 @@ from hpo.study import (
     num_finished,
     places_taken,
     recover,
-    running_elsewhere,
     running_here,
     study_names,
     take_place,
@@ -51,6 +51,8 @@ from hpo.trial import JobStatus
 from hpo.trials import Running, Trials
 from training.errors import Failure, FailureKind
 
+ATTEND_S = 5.0
+"""How often a sweep says that it lives, and looks whether others do."""
 HOPELESS_AFTER = 3
 """A sweep ends when this many first trials all fail in the same way, for a reason that no hyperparameter explains."""
 BLAMELESS = (KeyboardInterrupt, OSError, StorageInternalError, SQLAlchemyError, DeviceError)
@@ -73,7 +75,7 @@ class Sweep:
     ) -> None:
         """`began` is when the command did, by `clock`; the deadline counts from there."""
         self._definition, self._study, self._listen, self._clock = definition, study, listen, clock
-        self._started = 0.0
+        self._started, self._next_look = 0.0, -math.inf
         self._budget, self._ledger = budget_of(definition), Ledger(clock)
         self._deadline = self._deadline_from(clock() if began is None else began)
         self._failures: list[Failure | None] = []
@@ -99,18 +101,10 @@ class Sweep:
     def run(self) -> None:
         """Evaluate trials until the budget is spent. On Ctrl-C the running trials are queued again."""
         recovered = recover(self._study)
-        for number, host in running_elsewhere(self._study).items():
-            self._listen(
-                Notice(
-                    message=f"trial {number} runs on {host}; if that machine is gone, end it: optuna tell --state fail"
-                    f" --trial-number {number} --study-name {self._study.study_name} --storage URL"
-                )
-            )
         interrupted = True
         try:
             self._listen(self._opening())
-            for number in recovered:
-                self._trials.finished(number, TrialState.FAIL, reason="its process ended; queued again")
+            self._say_recovered(recovered)
             if places_taken(self._study) >= self._budget.total:
                 done = f"the study has the {self._budget.total} trials that were asked for"
                 go_on = "paused ones that may still win go on" if self._trials.has_second_look else MORE_TRIALS
@@ -136,14 +130,36 @@ class Sweep:
             self._slots.dismiss_idle()
             if not self._slots:
                 break
-            self._hear(self._slots.hear(self._deadline.wait_s))
+            self._hear(self._slots.hear(min(self._deadline.wait_s, ATTEND_S)))
+            self._attend()
             if self._deadline.is_over:  # one that was asked to stop did not, or waits for devices
                 self._end_jobs()
                 break
             for label in self._deadline.late():
-                if label.trial is not None and label.fold is not None:
+                if label.trial in self._running and label.fold is not None:
                     self._running[label.trial].folds.park(label.fold)
         self._close()
+
+    def _attend(self) -> None:
+        """Now and then: hold our trials for longer, let go of those that others have, and queue what nobody holds."""
+        if self._clock() < self._next_look:
+            return
+        self._next_look = self._clock() + ATTEND_S
+        ours = {running.trial._trial_id: number for number, running in self._running.items()}
+        for lost in ours.keys() - ledger_of(self._study).renew(ours):
+            self._let_go(ours[lost])
+        self._say_recovered(recover(self._study))
+
+    def _let_go(self, number: int) -> None:
+        """A trial was ended from outside, and may go on elsewhere: nothing of it may run here."""
+        del self._running[number]
+        self._resources.forget(number)
+        self._slots.cancel(number)
+        self._trials.finished(number, TrialState.FAIL, reason="it was ended from outside")
+
+    def _say_recovered(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._trials.finished(number, TrialState.FAIL, reason="nobody evaluated it any more; queued again")
 
     def _close(self) -> None:
         """No job runs any more: say what is left of the trials, and of the budget."""
@@ -206,7 +222,12 @@ class Sweep:
         self._listen(event)
         if not isinstance(event, JobProgress | JobFinished) or event.label.trial is None or event.label.fold is None:
             return
-        running = self._running[event.label.trial]
+        running = self._running.get(event.label.trial)
+        if running is None:  # let go of
+            if isinstance(event, JobFinished):
+                self._resources.give_back(event.label)
+                self._deadline.finish(event.label, None)
+            return
         if isinstance(event, JobProgress):
             self._ledger.hear(event)
             self._deadline.hear(event.label, event.record)
@@ -317,13 +338,13 @@ class Sweep:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(cause).__name__}: {cause}"
         reason += "; queued again" if blameless else ""
         given_back = running_here(self._study)
-        for trial in given_back:
+        for number in given_back:
             if blameless:
-                interrupt(self._study, trial.number, trial.params)
+                interrupt(self._study, number)
             else:
-                self._study.tell(trial.number, state=OptunaState.FAIL)
-        for trial in given_back:
-            self._trials.finished(trial.number, TrialState.FAIL, reason=reason)
+                self._study.tell(number, state=OptunaState.FAIL)
+        for number in given_back:
+            self._trials.finished(number, TrialState.FAIL, reason=reason)
 
     def _tell(self, running: Running) -> None:
         """A trial is over: tell the study, or queue what is left of it."""
@@ -340,7 +361,7 @@ class Sweep:
         number = running.trial.number
         del self._running[number]
         self._resources.forget(number)
-        interrupt(self._study, number, running.trial.params)
+        interrupt(self._study, number)
         self.parked.append(number)
         self._trials.finished(number, TrialState.FAIL, reason="parked before the deadline; queued again")
 

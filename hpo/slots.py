@@ -23,7 +23,7 @@ class _Slot:
     """The job that a thread runs, or ran last."""
 
     def __init__(self, job: Job) -> None:
-        self.job = job
+        self.job, self.cancellation = job, Cancellation()
         self.is_idle = False
         self.next: SimpleQueue[Job | None] = SimpleQueue()
         self.error: Exception | None = None
@@ -36,7 +36,7 @@ class Slots:
     def __init__(self, *, crews_stay: bool) -> None:
         self._heard: SimpleQueue[Event | _Slot] = SimpleQueue()
         self._slots: dict[_Slot, threading.Thread] = {}
-        self._cancellation = Cancellation()
+        self._is_cancelled = False
         self._crews_stay = crews_stay
         """Whether processes stay from one fold of a trial to the next. The slots' threads may end that."""
 
@@ -72,7 +72,7 @@ class Slots:
                 heard = self._heard.get(timeout=min(0.5, max(0.0, until - time.monotonic())))
             if heard is None and time.monotonic() >= until:
                 return None
-            if heard is None and self._cancellation.is_requested():  # Ctrl-C may have taken the last word of a thread
+            if heard is None and self._is_cancelled:  # Ctrl-C may have taken the last word of a thread
                 heard = next((slot for slot, thread in self._slots.items() if not thread.is_alive()), None)
         if isinstance(heard, _Slot):
             if thread := self._slots.pop(heard, None):
@@ -84,14 +84,19 @@ class Slots:
             next(slot for slot in self._slots if slot.job.label == heard.label).is_idle = True
         return heard
 
-    def cancel(self, *, at_once: bool = False) -> None:
-        """Have every job end without a result, or be killed `at_once`; what they still tell is to be heard."""
-        self._cancellation.request(at_once=at_once)
+    def cancel(self, trial: int | None = None, *, at_once: bool = False) -> None:
+        """Have the jobs of `trial`, or all, end without a result, or be killed `at_once`; what they still tell is to be
+        heard.
+        """
+        self._is_cancelled = True
+        for slot in self._slots:
+            if trial in (None, slot.job.label.trial):
+                slot.cancellation.request(at_once=at_once)
 
     def _run(self, slot: _Slot) -> None:
         job: Job | None = slot.job
         try:
-            with Crew(self._cancellation, stays=self._crews_stay) as crew:
+            with Crew(slot.cancellation, stays=self._crews_stay) as crew:
                 while job is not None:
                     run_job(job, self._heard.put, crew=crew)
                     if not crew.stays:
@@ -106,7 +111,7 @@ class Slots:
 
     def _next(self, slot: _Slot) -> Job | None:
         """Wait for what the slot is to do, or for the end of everything: Ctrl-C may have taken the word of either."""
-        while not self._cancellation.is_requested():
+        while not slot.cancellation.is_requested():
             with contextlib.suppress(Empty):
                 return slot.next.get(timeout=0.1)
         return None

@@ -10,11 +10,11 @@ from pathlib import Path
 import optuna
 import sqlalchemy
 from optuna.artifacts import FileSystemArtifactStore
-from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from hpo.errors import StorageError
+from hpo.ledger import LedgerStorage
 from hpo.masking import masked
 
 SQLITE_WAIT_S = 60
@@ -23,7 +23,7 @@ CREATION_TRIES = 8
 COLLISION = re.compile("already exists|unique|locked", re.IGNORECASE)
 
 
-def open_storage(url: str, *, create: bool = True) -> RDBStorage:
+def open_storage(url: str, *, create: bool = True) -> LedgerStorage:
     """Open the database, or `create` it. Raises StorageError with the reason and without credentials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -36,13 +36,13 @@ def open_storage(url: str, *, create: bool = True) -> RDBStorage:
     try:
         if parsed.get_backend_name() == "sqlite":
             return _open_sqlite(parsed, create=create)
-        return _created(lambda: RDBStorage(url, {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4}))
+        return _created(lambda: LedgerStorage(url, {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4}))
     except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
         reason = masked(str(getattr(error, "orig", None) or error)).splitlines()[0]
         raise StorageError(f"the storage {masked(url)} cannot be opened: {reason}") from error
 
 
-def _open_sqlite(url: sqlalchemy.URL, *, create: bool) -> RDBStorage:
+def _open_sqlite(url: sqlalchemy.URL, *, create: bool) -> LedgerStorage:
     if not url.database or url.database == ":memory:":
         raise StorageError("--storage: a database in memory is lost with the process; give a file, sqlite:///PATH")
     if not create and not Path(url.database).exists():
@@ -51,15 +51,15 @@ def _open_sqlite(url: sqlalchemy.URL, *, create: bool) -> RDBStorage:
     return _created(lambda: _in_wal_mode(url.render_as_string(hide_password=False)))
 
 
-def _in_wal_mode(url: str) -> RDBStorage:
+def _in_wal_mode(url: str) -> LedgerStorage:
     """Readers and one writer at the same time, kept in the file; SQLite does not wait for a writer to change to it."""
-    storage = RDBStorage(url, {"connect_args": {"timeout": SQLITE_WAIT_S}})
+    storage = LedgerStorage(url, {"connect_args": {"timeout": SQLITE_WAIT_S}})
     with storage.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA journal_mode=WAL")
     return storage
 
 
-def _created(create: Callable[[], RDBStorage]) -> RDBStorage:
+def _created(create: Callable[[], LedgerStorage]) -> LedgerStorage:
     for delay in range(CREATION_TRIES):
         try:
             return create()

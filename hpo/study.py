@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-import os
-import socket
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-import psutil
 from filelock import FileLock
 from optuna.distributions import check_distribution_compatibility
 from optuna.samplers import (
@@ -30,13 +25,14 @@ from optuna.samplers import (
     RandomSampler,
     TPESampler,
 )
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.criteria import objectives_of
 from hpo.definition import StudyDefinition
 from hpo.errors import HpoError, NoBestTrialError, StorageError, StudyChangedError, StudyNotFoundError
 from hpo.history import HistorySampler
 from hpo.launchers import job_id_prefix, kill_processes
+from hpo.ledger import ledger_of
 from hpo.masking import masked
 from hpo.search_space import distribution, grid, sample
 from hpo.study_config import ParameterConfig
@@ -44,17 +40,12 @@ from hpo.tally import AUDIT, CONTINUES, INTERRUPTED, REVIVES, RUNG, SAMPLED, tal
 from training.config import JobConfig, flatten
 from training.run_dir import RunDir
 
-OWNERLESS_S = 5.0
-"""A trial without an owner is given this long between being asked for and saying who evaluates it. A process that sees
-the lock of whoever recovers needs none of it."""
-CLOCK_STEP_S = 5.0
-"""Two readings of when a process began may differ by this much, when the clock was set meanwhile."""
 UID, IDENTITY, FOLDER, DEFINITION = "hpo:uid", "hpo:definition", "hpo:folder", "hpo:study"
 """Study attributes: its unique id, what makes its scores comparable, its folder of run directories, and all of its
 definition as it was last swept, for workers."""
-OWNER, FAILURE, SPLIT_ID, REASON = "hpo:owner", "hpo:failure", "hpo:split_id", "hpo:reason"
-"""Trial attributes: the process evaluating it, why it failed, the identity of the samples and folds it was scored on,
-why it was stopped. Others are in hpo/tally.py."""
+FAILURE, SPLIT_ID, REASON = "hpo:failure", "hpo:split_id", "hpo:reason"
+"""Trial attributes: why it failed, the identity of the samples and folds it was scored on, why it was stopped. Others
+are in hpo/tally.py."""
 LOCK_POLL_S = 0.01
 """How often a sweep looks whether another one beside it has done asking."""
 
@@ -241,7 +232,7 @@ def take_place(
 
 
 def _one_at_a_time(study: optuna.Study) -> FileLock:
-    """Held by a process that asks for a trial, or that ends those of processes that are gone."""
+    """Held by a process that asks for a trial."""
     return FileLock(folder_of(study) / ".ask.lock", poll_interval=LOCK_POLL_S)
 
 
@@ -252,7 +243,6 @@ def ask(study: optuna.Study, definition: StudyDefinition) -> tuple[optuna.Trial,
         warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
         study.sampler = _sampler(definition, done)
         trial = study.ask()
-        trial.set_user_attr(OWNER, this_process())
         params = _sample(trial, definition)
     trial.set_user_attr(SAMPLED, params)
     return trial, params
@@ -376,47 +366,32 @@ def best_value(study: optuna.Study) -> float | None:
     return tally_of(study).best_value()
 
 
-@functools.cache
-def this_process() -> dict[str, Any]:
-    """Who is evaluating a trial: host, process id, and when that process began (ids are used again)."""
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "since": psutil.Process(pid).create_time()}
-
-
-def interrupt(study: optuna.Study, number: int, params: dict[str, Any]) -> None:
-    """Tell a trial that was cut short FAIL, and queue another that goes on with it; not one already told."""
+def interrupt(study: optuna.Study, number: int) -> bool:
+    """End a trial that was cut short, and queue another that goes on with it, at once. False for one already told."""
     trial = _trial(study, number)
-    if trial.state.is_finished():
-        return
-    study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
-    study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-    # A trial cut short while it was sampled has nothing to keep, unless it was queued itself.
-    kept = params if SAMPLED in trial.user_attrs else trial.system_attrs.get("fixed_params")
-    if kept is not None:
-        study.enqueue_trial(kept, user_attrs=_lineage(trial))
+    return ledger_of(study).hand_over(trial._trial_id, _successor(trial))
 
 
 def revive(study: optuna.Study, number: int, **attributes: Any) -> bool:
     """Queue another trial that goes on with a stopped one, unless another process has. Returns whether it did."""
-    with _one_at_a_time(study):
-        trial = _trial(study, number)
-        if number in tally_of(study).taken_up():
-            return False
-        study.enqueue_trial(trial.user_attrs[SAMPLED], user_attrs={**_lineage(trial), REVIVES: number, **attributes})
-    return True
+    trial = _trial(study, number)
+    successor = _successor(trial, **{REVIVES: number, **attributes})
+    return successor is not None and ledger_of(study).succeed(trial._trial_id, successor)
 
 
-def _lineage(trial: FrozenTrial) -> dict[str, int]:
-    """The attributes of a trial that goes on with `trial`."""
+def _successor(trial: FrozenTrial, **attributes: Any) -> FrozenTrial | None:
+    """A trial that goes on with `trial`; None for one that was cut short while it was sampled and was not queued."""
+    params = trial.user_attrs.get(SAMPLED, trial.system_attrs.get("fixed_params"))
+    if params is None:
+        return None
     inherited = {key: trial.user_attrs[key] for key in (REVIVES, RUNG, AUDIT) if key in trial.user_attrs}
-    return {CONTINUES: trial.user_attrs.get(CONTINUES, trial.number), **inherited}
+    lineage = {CONTINUES: trial.user_attrs.get(CONTINUES, trial.number), **inherited, **attributes}
+    return create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": params}, user_attrs=lineage)
 
 
 def withdraw(study: optuna.Study, number: int) -> None:
     """End a trial that is not to be evaluated after all; it does not count and is not run again."""
-    trial = _trial(study, number)
-    study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
-    study.tell(number, state=TrialState.FAIL)
+    ledger_of(study).hand_over(_trial(study, number)._trial_id, None)
 
 
 def _trial(study: optuna.Study, number: int) -> FrozenTrial:
@@ -424,32 +399,25 @@ def _trial(study: optuna.Study, number: int) -> FrozenTrial:
     return study._storage.get_trial(trial_id)
 
 
-def running_here(study: optuna.Study) -> list[FrozenTrial]:
-    """The RUNNING trials of this very process."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return [trial for trial in running if trial.user_attrs.get(OWNER) == this_process()]
+def running_here(study: optuna.Study) -> list[int]:
+    """Numbers of the RUNNING trials of this very process."""
+    ledger = ledger_of(study)
+    return [each.number for each in ledger.held(study._study_id) if each.holder == ledger.holder]
 
 
 def recover(study: optuna.Study) -> list[int]:
-    """Interrupt the RUNNING trials whose process on this machine is gone (kill -9, reboot); returns their numbers.
+    """Queue the trials again that nobody evaluates any more (kill -9, a hang, a lost machine); returns their numbers.
 
-    What their ranks had started and did not die with them is killed. Processes that recover at the same moment take
-    turns, so each trial is queued once.
+    What is left of their processes on this machine is killed first. Any number of processes may do this at once.
     """
-    with _one_at_a_time(study):
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        stale = [trial for trial in running if not _is_alive(trial)]
-        for trial in stale:
+    ledger, recovered = ledger_of(study), []
+    for held in ledger.held(study._study_id):
+        if held.is_lost:
+            trial = _trial(study, held.number)
             kill_processes(job_id_prefix(trial_folder(study, trial)))
-            interrupt(study, trial.number, trial.params)
-    return [trial.number for trial in stale]
-
-
-def running_elsewhere(study: optuna.Study) -> dict[int, str]:
-    """The RUNNING trials of other machines, and their hosts: whether those live cannot be seen from here."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    hosts = {trial.number: trial.user_attrs.get(OWNER, {}).get("host") for trial in running}
-    return {number: host for number, host in hosts.items() if host not in (None, socket.gethostname())}
+            if ledger.hand_over(held.trial_id, _successor(trial), seen=held):
+                recovered.append(held.number)
+    return recovered
 
 
 def known_split(study: optuna.Study, definition: StudyDefinition) -> str | None:
@@ -458,17 +426,3 @@ def known_split(study: optuna.Study, definition: StudyDefinition) -> str | None:
         return None
     known: str | None = tally_of(study).first(SPLIT_ID)
     return known
-
-
-def _is_alive(trial: FrozenTrial) -> bool:
-    owner = trial.user_attrs.get(OWNER)
-    if owner is None:  # about to say so, or killed before it could
-        return trial.datetime_start is None or (datetime.now() - trial.datetime_start).total_seconds() < OWNERLESS_S
-    if owner["host"] != socket.gethostname():
-        return True  # another machine's; it may well live
-    try:
-        process = psutil.Process(owner["pid"])
-        same = bool(abs(process.create_time() - owner["since"]) < CLOCK_STEP_S)
-        return same and process.status() != psutil.STATUS_ZOMBIE  # dead, but nobody waited for it
-    except psutil.NoSuchProcess:
-        return False

@@ -17,13 +17,12 @@ from sqlalchemy import insert, select
 
 from hpo.definition import StudyDefinition
 from hpo.search_space import distribution
-from hpo.study import OWNER, SPLIT_ID, sampled
+from hpo.study import SPLIT_ID, sampled
 from hpo.study_config import StudyConfig
 from hpo.tally import FOLD_SCORES, SAMPLED
 from training.config import JobConfig, Layer
 
 EPOCHS = 5
-GONE = {"host": "elsewhere", "pid": 1, "since": 0.0}
 SPACE = {
     "optimizer.lr": {"float": [1e-5, 1e-1], "log": True},
     "optimizer.weight_decay": {"float": [0.0, 0.3]},
@@ -72,7 +71,7 @@ def add_finished_trials(study: optuna.Study, definition: StudyDefinition, count:
             for step, value in enumerate(curve, start=1):
                 reported = {"trial_id": trial_id, "step": step, **_finite("intermediate_value", value)}
                 rows[models.TrialIntermediateValueModel].append(reported)
-            attributes = {OWNER: GONE, SAMPLED: params, FOLD_SCORES: curve[-1:], SPLIT_ID: "split"}
+            attributes = {SAMPLED: params, FOLD_SCORES: curve[-1:], SPLIT_ID: "split"}
             for key, attribute in attributes.items():
                 stored = {"trial_id": trial_id, "key": key, "value_json": json.dumps(attribute)}
                 rows[models.TrialUserAttributeModel].append(stored)

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ from optuna.trial import TrialState, create_trial
 
 from hpo.definition import StudyDefinition
 from hpo.errors import NoBestTrialError, StudyChangedError, StudyNotFoundError
+from hpo.ledger import Holder, LedgerStorage, ledger_of, this_process
 from hpo.storage import open_storage
 from hpo.study import (
     IDENTITY,
-    OWNER,
     ask,
     best_trial,
     best_value,
@@ -42,10 +43,9 @@ from hpo.study import (
     places_taken,
     recover,
     revive,
-    running_elsewhere,
+    running_here,
     sampled,
     take_place,
-    this_process,
     trial_folder,
     withdraw,
 )
@@ -74,7 +74,7 @@ def storage(storage_url: str) -> Iterator[RDBStorage]:
 @pytest.fixture
 def memory() -> Iterator[RDBStorage]:
     """One kind of database, the fastest, for what does not depend on it."""
-    opened = RDBStorage("sqlite://")
+    opened = LedgerStorage("sqlite://")
     yield opened
     close(opened)
 
@@ -417,7 +417,7 @@ def test_an_interrupted_trial_is_told_and_its_hyperparameters_are_asked_again(st
     definition = define(CONDITIONAL)
     study = open_study(definition, storage)
     trial, params = ask(study, definition)
-    interrupt(study, trial.number, params)
+    interrupt(study, trial.number)
     assert study.trials[0].state is TrialState.FAIL
     again, repeated = ask(study, definition)
     assert (again.number, repeated) == (1, params)
@@ -457,7 +457,7 @@ def test_a_trial_cut_short_while_it_took_up_another_keeps_its_place(storage: RDB
     revive(study, 0)
     taken = take_place(study, definition, 1)
     assert taken is not None
-    interrupt(study, taken[0].number, params)
+    interrupt(study, taken[0].number)
     assert not revive(study, 0), "it is queued already"
     again = take_place(study, definition, 1)
     assert again is not None
@@ -470,7 +470,7 @@ def test_interrupting_a_trial_that_was_told_changes_nothing(storage: RDBStorage)
     study = open_study(definition, storage)
     trial, params = ask(study, definition)
     study.tell(trial, 0.5)
-    interrupt(study, trial.number, params)
+    interrupt(study, trial.number)
     (only,) = study.trials
     assert (only.state, only.value, INTERRUPTED in only.user_attrs) == (TrialState.COMPLETE, 0.5, False)
 
@@ -482,7 +482,7 @@ def test_interrupted_trials_are_not_finished_ones_and_all_others_that_were_told_
         study.tell(ask(study, definition)[0], 0.5 if state is TrialState.COMPLETE else None, state=state)
     trial, params = ask(study, definition)
     assert [each.number for each in finished_trials(study)] == [0, 1, 2]
-    interrupt(study, trial.number, params)
+    interrupt(study, trial.number)
     assert [each.number for each in finished_trials(study)] == [0, 1, 2]
     again, _ = ask(study, definition)
     study.tell(again, 0.5)
@@ -498,10 +498,10 @@ def test_a_sweep_with_an_interrupted_trial_samples_what_an_uninterrupted_one_doe
     study = open_study(cut, memory)
     evaluate(study, cut, 2)
     trial, params = ask(study, cut)
-    interrupt(study, trial.number, params)
+    interrupt(study, trial.number)
     evaluate(study, cut, 2)
     trial, params = ask(study, cut)
-    interrupt(study, trial.number, params)
+    interrupt(study, trial.number)
     evaluate(study, cut, 3)
     assert [trial.params for trial in finished_trials(study)] == expected
 
@@ -509,20 +509,21 @@ def test_a_sweep_with_an_interrupted_trial_samples_what_an_uninterrupted_one_doe
 # Recovered
 
 
-def dead_process() -> dict[str, Any]:
-    """The owner that a process would have left that was killed."""
+def dead_process() -> Holder:
+    """One that was killed."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    owner = {"host": socket.gethostname(), "pid": process.pid, "since": psutil.Process(process.pid).create_time()}
+    holder = Holder(socket.gethostname(), process.pid, psutil.Process(process.pid).create_time())
     process.kill()
     process.communicate()
-    return owner
+    return holder
 
 
-def asked(study: optuna.Study, definition: StudyDefinition, owner: dict[str, Any] | None) -> dict[str, Any]:
-    """A running trial of `owner`; returns its hyperparameters."""
-    trial, params = ask(study, definition)
-    if owner is not None:
-        trial.set_user_attr(OWNER, owner)
+def asked(study: optuna.Study, definition: StudyDefinition, holder: Holder) -> dict[str, Any]:
+    """The hyperparameters of a running trial that `holder` has asked for."""
+    ledger = ledger_of(study)
+    before, ledger._holder = ledger._holder, holder
+    _, params = ask(study, definition)
+    ledger._holder = before
     return params
 
 
@@ -530,9 +531,10 @@ def test_a_trial_belongs_to_the_process_that_asked_for_it(memory: RDBStorage) ->
     definition = define()
     study = open_study(definition, memory)
     ask(study, definition)
-    owner = study.trials[0].user_attrs[OWNER]
-    assert owner == this_process()
-    assert (owner["host"], owner["pid"]) == (socket.gethostname(), os.getpid())
+    (held,) = ledger_of(study).held(study._study_id)
+    assert held.holder == this_process()
+    assert (held.holder.host, held.holder.pid) == (socket.gethostname(), os.getpid())
+    assert running_here(study) == [0]
 
 
 def test_the_trials_of_a_dead_process_are_queued_again_and_no_others(storage: RDBStorage) -> None:
@@ -541,8 +543,8 @@ def test_the_trials_of_a_dead_process_are_queued_again_and_no_others(storage: RD
     evaluate(study, definition, 1)
     dead = dead_process()
     lost = [asked(study, definition, dead)]
-    asked(study, definition, None)  # our own
-    asked(study, definition, {**dead, "host": "another-machine"})
+    ask(study, definition)
+    asked(study, definition, replace(dead, host="another-machine"))
     lost.append(asked(study, definition, dead))
     assert recover(study) == [1, 4]
     states = [trial.state.name for trial in study.trials]
@@ -554,7 +556,7 @@ def test_the_trials_of_a_dead_process_are_queued_again_and_no_others(storage: RD
 def test_a_process_id_that_was_given_to_another_process_is_no_life_sign(memory: RDBStorage) -> None:
     definition = define()
     study = open_study(definition, memory)
-    asked(study, definition, {**this_process(), "since": this_process()["since"] - 3600})
+    asked(study, definition, replace(this_process(), since=this_process().since - 3600))
     assert recover(study) == [0]
 
 
@@ -562,8 +564,7 @@ def test_a_dead_process_that_nobody_waited_for_is_dead(memory: RDBStorage) -> No
     definition = define()
     study = open_study(definition, memory)
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    owner = {"host": socket.gethostname(), "pid": process.pid, "since": psutil.Process(process.pid).create_time()}
-    asked(study, definition, owner)
+    asked(study, definition, Holder(socket.gethostname(), process.pid, psutil.Process(process.pid).create_time()))
     assert recover(study) == []
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended and stays a zombie
@@ -571,15 +572,14 @@ def test_a_dead_process_that_nobody_waited_for_is_dead(memory: RDBStorage) -> No
     process.communicate()
 
 
-def test_a_trial_killed_before_it_had_an_owner_is_sampled_anew(
-    memory: RDBStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_killed_before_it_was_sampled_leaves_its_place_to_another(memory: RDBStorage) -> None:
     definition = define()
     study = open_study(definition, memory)
+    ledger_of(study)._holder = dead_process()
     study.ask()
-    assert recover(study) == []  # it may be about to say who evaluates it
-    monkeypatch.setattr("hpo.study.OWNERLESS_S", -1.0)
     assert recover(study) == [0]
+    ledger_of(study)._holder = None
+    assert places_taken(study) == 0
     assert set(ask(study, definition)[1]) == set(PLAIN)
 
 
@@ -617,7 +617,7 @@ def test_a_queued_trial_cut_short_while_it_is_sampled_keeps_its_hyperparameters(
     study = open_study(define(), storage)
     study.enqueue_trial({"optimizer.lr": 0.01})
     study.ask()
-    interrupt(study, 0, {})
+    interrupt(study, 0)
     assert [trial.state.name for trial in study.trials] == ["FAIL", "WAITING"]
     assert study.trials[1].system_attrs["fixed_params"] == {"optimizer.lr": 0.01}
 
@@ -633,10 +633,16 @@ def test_a_place_is_taken_by_who_has_the_lower_number(storage: RDBStorage) -> No
     assert (places_taken(study), len(finished_trials(study)), study.trials[2].state.name) == (2, 1, "FAIL")
 
 
-def test_trials_of_another_machine_are_left_alone_and_named(storage: RDBStorage) -> None:
+def test_trials_of_another_machine_are_left_alone_until_their_lease_expires(
+    storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = open_study(define(), storage)
-    asked(study, define(), {"host": "another", "pid": 1, "since": 0.0})
-    assert (recover(study), running_elsewhere(study)) == ([], {0: "another"})
+    asked(study, define(), Holder("another", 1, 0.0))
+    assert (recover(study), running_here(study)) == ([], [])
+    monkeypatch.setattr("hpo.ledger.LEASE_S", 0.0)
+    params = asked(study, define(), Holder("another", 1, 0.0))
+    assert recover(study) == [1]
+    assert ask(study, define())[1] == params
 
 
 def test_sampling_outside_a_storage_obeys_conditions_and_pins() -> None:

@@ -137,7 +137,7 @@ def live(study: optuna.Study, rng: random.Random) -> None:
         case "failed":
             study.tell(trial, state=TrialState.FAIL)
         case "interrupted":
-            interrupt(study, number, {"x": 1.0})
+            interrupt(study, number)
         case "withdrawn":
             withdraw(study, number)
         case "half":

@@ -1,0 +1,252 @@
+"""Who evaluates each trial, until when that is believed, and which trial goes on with one that was cut short.
+
+Each evaluation is a trial of Optuna's. One that is cut short ends, and a successor goes on in its place:
+
+    WAITING --ask--> RUNNING, leased --renew--> RUNNING, leased --tell--> COMPLETE | PRUNED | FAIL
+                          |  by its holder; by anyone when the lease has expired or the holder is dead
+                          +--hand over--> FAIL, interrupted, and its successor WAITING
+
+Each arrow is one transaction, so a kill at any moment leaves a trial before it or behind it. Who comes second finds the
+trial in another state and changes nothing: a trial has one holder at a time, and one successor for ever. A holder that
+comes back from the dead can tell nothing, since its trial is over. Time is the database's.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass
+from datetime import datetime
+from typing import Any
+
+import optuna
+import psutil
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Column, Float, Integer, MetaData, String, Table, delete, insert, literal, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from hpo.tally import INTERRUPTED
+
+LEASE_S = 60.0
+"""A holder that is silent for so long loses its trials."""
+SUCCEEDS = "hpo:succeeds"
+"""Attribute of a trial: the number of the one that it goes on with."""
+CLOCK_STEP_S = 5.0
+"""Two readings of when a process began may differ by this much, when the clock was set meanwhile."""
+DATABASE_TIME = {
+    "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
+    "postgresql": "extract(epoch from clock_timestamp())",
+    "mysql": "unix_timestamp(now(6))",
+}
+"""Seconds since 1970."""
+
+_tables = MetaData()
+_leases = Table(
+    "hpo_leases",
+    _tables,
+    Column("trial_id", Integer, primary_key=True, autoincrement=False),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("since", Float(53), nullable=False),
+    Column("expires", Float(53), nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process: its host and id, and when it began, since ids are used again."""
+
+    host: str
+    pid: int
+    since: float
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it is known to have ended. Of other hosts nothing is known."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            is_same = abs(process.create_time() - self.since) < CLOCK_STEP_S
+            return not is_same or process.status() == psutil.STATUS_ZOMBIE  # dead, but nobody waited for it
+        except psutil.NoSuchProcess:
+            return True
+
+
+NOBODY = Holder("", 0, 0.0)
+"""Holds the trials that something else than a sweep asked for."""
+
+
+@functools.cache
+def this_process() -> Holder:
+    """Ourselves."""
+    pid = os.getpid()
+    return Holder(socket.gethostname(), pid, psutil.Process(pid).create_time())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """A RUNNING trial and its lease."""
+
+    trial_id: int
+    number: int
+    holder: Holder
+    expires: float
+    """Seconds since 1970."""
+    is_expired: bool
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether anyone may end it."""
+        return self.is_expired or self.holder.is_dead
+
+
+class LedgerStorage(RDBStorage):
+    """Optuna's storage in which each RUNNING trial has a lease, in a table of its own. Any thread may call."""
+
+    def __init__(
+        self,
+        url: str,
+        engine_kwargs: dict[str, Any] | None = None,
+        *,
+        holder: Holder | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """`holder` and `clock` are this process and the database's time, unless a test says otherwise."""
+        super().__init__(url, engine_kwargs)
+        _tables.create_all(self.engine)
+        self._holder, self._clock = holder, clock
+
+    @property
+    def holder(self) -> Holder:
+        """Of the trials that are asked for here."""
+        return self._holder or this_process()
+
+    def held(self, study_id: int) -> list[Held]:
+        """The RUNNING trials of a study, by number. One without a lease gets one that nobody holds."""
+        trial, is_leased = models.TrialModel, _leases.c.trial_id == models.TrialModel.trial_id
+        is_running = (trial.study_id == study_id, trial.state == TrialState.RUNNING)
+        chosen = select(*_leases.c, trial.number, _leases.c.expires <= self._now()).join(trial, is_leased)
+        without = select(trial.trial_id, *map(literal, astuple(NOBODY)), self._now() + LEASE_S)
+        without = without.where(*is_running, ~select(_leases.c.trial_id).where(is_leased).exists())
+        with suppress(IntegrityError), self.engine.begin() as connection:  # another process was first
+            connection.execute(insert(_leases).from_select([*_leases.c.keys()], without))
+        with self.engine.connect() as connection:
+            rows = connection.execute(chosen.where(*is_running).order_by(trial.number)).all()
+        return [
+            Held(trial_id=row[0], number=row[5], holder=Holder(*row[1:4]), expires=row[4], is_expired=bool(row[6]))
+            for row in rows
+        ]
+
+    def renew(self, trial_ids: Iterable[int]) -> set[int]:
+        """Hold these trials for another LEASE_S. Returns those that are held; the others are over, for us."""
+        trial = models.TrialModel
+        running = select(trial.trial_id).where(trial.trial_id.in_([*trial_ids]), trial.state == TrialState.RUNNING)
+        ours = (_leases.c.trial_id.in_(running), *self._is_ours())
+        with self.engine.begin() as connection:
+            connection.execute(update(_leases).where(*ours).values(expires=self._now() + LEASE_S))
+            return set(connection.scalars(select(_leases.c.trial_id).where(*ours)))
+
+    def hand_over(self, trial_id: int, successor: FrozenTrial | None, *, seen: Held | None = None) -> bool:
+        """End a RUNNING trial as interrupted and queue its `successor`, if there is to be one.
+
+        Returns False, and changes nothing, where it is over already, or has another lease than was `seen`.
+        """
+        with self._transaction(trial_id) as session:
+            trial = _locked(session, trial_id)
+            lease = session.execute(select(_leases.c.expires).where(_leases.c.trial_id == trial_id)).first()
+            if trial.state is not TrialState.RUNNING or (seen and lease != (seen.expires,)):
+                return False
+            self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, INTERRUPTED, True)
+            if successor is not None:
+                self._queue(session, trial, successor)
+            trial.state, trial.datetime_complete = TrialState.FAIL, datetime.now()
+            self._release(session, trial_id)
+        return True
+
+    def succeed(self, trial_id: int, successor: FrozenTrial) -> bool:
+        """Queue the `successor` of a trial that is over, unless it has one. Returns whether this did."""
+        with self._transaction(trial_id) as session:
+            return self._queue(session, _locked(session, trial_id), successor)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """As Optuna's; what begins to run is leased, and what is told was not over, also on SQLite."""
+        with self._transaction(trial_id) as session:
+            if state is TrialState.RUNNING:
+                if _locked(session, trial_id).state is not TrialState.WAITING:
+                    return False
+                self._lease(session, trial_id)
+            else:
+                self._release(session, trial_id)
+            return super().set_trial_state_values(trial_id, state, values)
+
+    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Session) -> Any:
+        trial: Any = super()._get_prepared_new_trial(study_id, template_trial, session)
+        if trial.state is TrialState.RUNNING:
+            self._lease(session, trial.trial_id)
+        return trial
+
+    def _queue(self, session: Session, trial: Any, successor: FrozenTrial) -> bool:
+        models.StudyModel.find_or_raise_by_id(trial.study_id, session, for_update=True)  # numbers are given one by one
+        attribute = models.TrialUserAttributeModel
+        known = select(attribute.trial_id).join(models.TrialModel, models.TrialModel.trial_id == attribute.trial_id)
+        is_it = (attribute.key == SUCCEEDS, attribute.value_json == json.dumps(trial.number))
+        if session.execute(known.where(models.TrialModel.study_id == trial.study_id, *is_it)).first():
+            return False
+        successor.set_user_attr(SUCCEEDS, trial.number)
+        self._get_prepared_new_trial(trial.study_id, successor, session)
+        return True
+
+    def _lease(self, session: Session, trial_id: int) -> None:
+        self._release(session, trial_id)  # of an earlier trial: SQLite gives the ids of deleted studies again
+        row = dict(zip(("host", "pid", "since"), astuple(self.holder), strict=True))
+        session.execute(insert(_leases).values(trial_id=trial_id, expires=self._now() + LEASE_S, **row))
+
+    def _release(self, session: Session, trial_id: int) -> None:
+        session.execute(delete(_leases).where(_leases.c.trial_id == trial_id))
+
+    @contextmanager
+    def _transaction(self, trial_id: int) -> Iterator[Session]:
+        """All of the block, and what Optuna does in it, at once: it works in the same session, which is the thread's.
+
+        It begins with a write, for which SQLite waits until it is the only one; elsewhere rows are locked.
+        """
+        session = self.scoped_session()
+        try:
+            session.execute(update(_leases).where(_leases.c.trial_id == trial_id).values(trial_id=trial_id))
+            yield session
+            session.commit()
+        except BaseException:
+            session.rollback()
+            raise
+        finally:
+            session.close()
+
+    def _is_ours(self) -> tuple[sqlalchemy.ColumnElement[bool], ...]:
+        holder = self.holder
+        return _leases.c.host == holder.host, _leases.c.pid == holder.pid, _leases.c.since == holder.since
+
+    def _now(self) -> sqlalchemy.ColumnElement[float]:
+        if self._clock is not None:
+            return literal(self._clock())
+        return sqlalchemy.literal_column(DATABASE_TIME[self.engine.name], Float(53))
+
+
+def _locked(session: Session, trial_id: int) -> Any:
+    return models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+
+
+def ledger_of(study: optuna.Study) -> LedgerStorage:
+    """The storage of a study that was opened by ``hpo.storage``."""
+    storage = getattr(study._storage, "_backend", study._storage)
+    if not isinstance(storage, LedgerStorage):
+        raise TypeError(f"a sweep needs a study in a LedgerStorage, not in {type(storage).__name__}")
+    return storage
