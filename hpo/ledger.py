@@ -35,7 +35,7 @@ from sqlalchemy.orm import Session
 
 from hpo.tally import INTERRUPTED
 
-LEASE_S = 60.0
+LEASE_S = 180.0
 """A holder that is silent for so long loses its trials."""
 SUCCEEDS = "hpo:succeeds"
 """Attribute of a trial: the number of the one that it goes on with."""

@@ -100,11 +100,10 @@ class Sweep:
 
     def run(self) -> None:
         """Evaluate trials until the budget is spent. On Ctrl-C the running trials are queued again."""
-        recovered = recover(self._study)
         interrupted = True
         try:
             self._listen(self._opening())
-            self._say_recovered(recovered)
+            self._recover()
             if places_taken(self._study) >= self._budget.total:
                 done = f"the study has the {self._budget.total} trials that were asked for"
                 go_on = "paused ones that may still win go on" if self._trials.has_second_look else MORE_TRIALS
@@ -148,7 +147,7 @@ class Sweep:
         ours = {running.trial._trial_id: number for number, running in self._running.items()}
         for lost in ours.keys() - ledger_of(self._study).renew(ours):
             self._let_go(ours[lost])
-        self._say_recovered(recover(self._study))
+        self._recover()
 
     def _let_go(self, number: int) -> None:
         """A trial was ended from outside, and may go on elsewhere: nothing of it may run here."""
@@ -157,9 +156,11 @@ class Sweep:
         self._slots.cancel(number)
         self._trials.finished(number, TrialState.FAIL, reason="it was ended from outside")
 
-    def _say_recovered(self, numbers: list[int]) -> None:
-        for number in numbers:
-            self._trials.finished(number, TrialState.FAIL, reason="nobody evaluated it any more; queued again")
+    def _recover(self) -> None:
+        """Queue the trials again that nobody evaluates any more."""
+        for number in recover(self._study):
+            self._asks = True
+            self._trials.finished(number, TrialState.FAIL, reason="its process ended; queued again")
 
     def _close(self) -> None:
         """No job runs any more: say what is left of the trials, and of the budget."""
@@ -271,14 +272,24 @@ class Sweep:
 
     def _goes_on(self) -> bool:
         """Whether another trial may begin; says why not."""
-        spent = self._spent()
-        reason = "" if self.hopeless is not None else self._budget.reason_to_end(spent)
-        here = sum(REVIVES not in each.trial.user_attrs for each in self._running.values())
-        if reason == "" and (running := spent.trials - num_finished(self._study) - here) > 0:
+        reason = self._reason_to_end()
+        if reason == "" and self.hopeless is None and self._num_elsewhere > 0:
+            self._recover()
+            reason = self._reason_to_end()
+        if reason == "" and (running := self._num_elsewhere) > 0:
             reason = f"the last {running} of {self._budget.total} trials run in other processes"
         if reason:
             self._say(reason)
         return reason is None
+
+    def _reason_to_end(self) -> str | None:
+        return "" if self.hopeless is not None else self._budget.reason_to_end(self._spent())
+
+    @property
+    def _num_elsewhere(self) -> int:
+        """Trials that other processes evaluate, those left out that take up a stopped one."""
+        here = sum(REVIVES not in each.trial.user_attrs for each in self._running.values())
+        return places_taken(self._study) - num_finished(self._study) - here
 
     def _spent(self) -> Spent:
         """By the study and its other processes, and by the jobs that run here."""

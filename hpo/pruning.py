@@ -155,12 +155,13 @@ class Pruner:
         return None if found is None else (*found, self._halving.next_rung(found[1]))
 
     def paused(self, total: int) -> tuple[list[int], list[int]]:
-        """First numbers of the trials paused at a rung: those that no result of `total` trials could promote any more,
-        and all, the least promising first."""
+        """Numbers of the trials paused at a rung: those that no result of `total` trials could promote any more, and
+        all, the least promising first."""
         if self._halving is None:
             return [], []
         self._read_told()
-        return list(self._halving.hopeless(self._field, total)), list(self._halving.waiting(self._field))
+        hopeless, waiting = self._halving.hopeless(self._field, total), self._halving.waiting(self._field)
+        return [*map(self._field.number, hopeless)], [*map(self._field.number, waiting)]
 
     def second_look(self) -> tuple[int, str] | None:
         """Number of a stopped trial that is to be taken up again, and why; None when none is worth it."""

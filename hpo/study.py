@@ -7,6 +7,7 @@ import math
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from hpo.definition import StudyDefinition
 from hpo.errors import HpoError, NoBestTrialError, StorageError, StudyChangedError, StudyNotFoundError
 from hpo.history import HistorySampler
 from hpo.launchers import job_id_prefix, kill_processes
-from hpo.ledger import ledger_of
+from hpo.ledger import SUCCEEDS, ledger_of
 from hpo.masking import masked
 from hpo.search_space import distribution, grid, sample
 from hpo.study_config import ParameterConfig
@@ -43,9 +44,9 @@ from training.run_dir import RunDir
 UID, IDENTITY, FOLDER, DEFINITION = "hpo:uid", "hpo:definition", "hpo:folder", "hpo:study"
 """Study attributes: its unique id, what makes its scores comparable, its folder of run directories, and all of its
 definition as it was last swept, for workers."""
-FAILURE, SPLIT_ID, REASON = "hpo:failure", "hpo:split_id", "hpo:reason"
-"""Trial attributes: why it failed, the identity of the samples and folds it was scored on, why it was stopped. Others
-are in hpo/tally.py."""
+OWNER, FAILURE, SPLIT_ID, REASON = "hpo:owner", "hpo:failure", "hpo:split_id", "hpo:reason"
+"""Trial attributes: the process that evaluated it, for people; why it failed, the identity of the samples and folds it
+was scored on, why it was stopped. Others are in hpo/tally.py."""
 LOCK_POLL_S = 0.01
 """How often a sweep looks whether another one beside it has done asking."""
 
@@ -166,11 +167,26 @@ def folder_of(study: optuna.Study) -> Path:
 
 
 def trial_folder(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> Path:
-    """The folder of one trial: its ``config.yaml`` and the run directories of its folds.
+    """The folder of the run directories of one trial, and of its configuration."""
+    return folder_of(study) / folder_name(trial.number)
 
-    One that goes on where another was cut short works in the folder of that one.
+
+def folder_name(number: int) -> str:
+    """Of the trial of this number."""
+    return f"trial_{number:04d}"
+
+
+def inherit_folds(study: optuna.Study, trial: optuna.Trial) -> None:
+    """Move the run directories of the trials that `trial` goes on with into its folder.
+
+    So a rank that is still there, on a machine that was given up, cannot write into them any more.
     """
-    return folder_of(study) / f"trial_{trial.user_attrs.get(CONTINUES, trial.number):04d}"
+    folder, number = trial_folder(study, trial), trial.user_attrs.get(SUCCEEDS)
+    while number is not None:
+        for run_dir in (folder_of(study) / folder_name(number)).glob("fold_*"):
+            if not (folder / run_dir.name).exists():  # of a later trial between the two
+                run_dir.rename(folder / run_dir.name)
+        number = _trial(study, number).user_attrs.get(SUCCEEDS)
 
 
 def identity_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
@@ -243,6 +259,7 @@ def ask(study: optuna.Study, definition: StudyDefinition) -> tuple[optuna.Trial,
         warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
         study.sampler = _sampler(definition, done)
         trial = study.ask()
+        trial.set_user_attr(OWNER, asdict(ledger_of(study).holder))
         params = _sample(trial, definition)
     trial.set_user_attr(SAMPLED, params)
     return trial, params

@@ -24,7 +24,19 @@ from hpo.pruning import Pruner, StepAxis, is_audited
 from hpo.spending import budget_of
 from hpo.stopping.halving import Halving, rungs
 from hpo.storage import artifact_store
-from hpo.study import FAILURE, REASON, SPLIT_ID, best_value, folder_of, known_split, num_finished, revive, trial_folder
+from hpo.study import (
+    FAILURE,
+    REASON,
+    SPLIT_ID,
+    best_value,
+    folder_name,
+    folder_of,
+    inherit_folds,
+    known_split,
+    num_finished,
+    revive,
+    trial_folder,
+)
 from hpo.tally import AUDIT, CONTINUES, ESTIMATE, FOLD_SCORES, PAUSED, RUNG, VIOLATED, tally_of
 from training.config import JobConfig, dump_yaml
 from training.errors import ConfigError, Failure, FailureKind
@@ -59,7 +71,7 @@ class Judge(Protocol):
         """Number of a paused trial that goes on, the epochs it has reached, and those it goes on to."""
 
     def paused(self, total: int) -> tuple[list[int], list[int]]:
-        """First numbers of the trials paused at a rung: those that cannot be promoted any more, and all."""
+        """Numbers of the trials paused at a rung: those that cannot be promoted any more, and all."""
 
     def second_look(self) -> tuple[int, str] | None:
         """Number of a stopped trial that is to be taken up again, and why; None when none is worth it."""
@@ -134,6 +146,7 @@ class Trials:
     def _take_over(self, running: Running, begun: int) -> None:
         """Go on where the trial numbered `begun` was."""
         trial, folds, runner = running.trial, running.folds, running.runner
+        inherit_folds(self._study, trial)
         for fold, epoch, value in folds.take_over():
             if not isinstance(value, tuple):  # Optuna takes none of several objectives
                 trial.report(value, self._axis.step(fold, epoch))
@@ -223,10 +236,10 @@ class Trials:
         """Those of paused trials that cannot be promoted any more, and of the worst above ``fidelity.disk``."""
         hopeless, waiting = self._judge.paused(budget_of(self._definition).total)
         folder, fidelity = folder_of(self._study), self._definition.config.fidelity
-        for root in hopeless:
-            forget_checkpoints(folder / f"trial_{root:04d}")
+        for each in hopeless:
+            forget_checkpoints(folder / folder_name(each))
         if fidelity and fidelity.disk:
-            make_room([folder / f"trial_{root:04d}" for root in waiting], fidelity.disk)
+            make_room([folder / folder_name(each) for each in waiting], fidelity.disk)
 
     def _keep_violations(self, trial: optuna.Trial, folds: Folds) -> str:
         """Tell the sampler how far the trial keeps each constraint. Which it violates, for people; "" for none."""

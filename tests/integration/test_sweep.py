@@ -165,6 +165,7 @@ def test_after_kill_9_of_the_sweep_ranks_die_and_the_trial_goes_on_where_it_was(
     assert [trial.state.name for trial in trials()] == ["RUNNING"]
     kept = first.result.stat().st_mtime_ns
     done = run_hpo("sweep", *options)
+    first, second = (RunDir(workplace / f"runs/digits/trial_0001/fold_{fold}") for fold in range(2))
     assert "note: trial 1 goes on where trial 0 was: 1 of 2 folds are done, 1 begun" in done.stderr
     assert first.result.stat().st_mtime_ns == kept
     [start] = [record for record in second.records() if record.event is Event.START][-1:]
@@ -175,7 +176,7 @@ def test_after_kill_9_of_the_sweep_ranks_die_and_the_trial_goes_on_where_it_was(
     assert whole.value == undisturbed.value
     assert whole.intermediate_values == undisturbed.intermediate_values
     best = json.loads(run_hpo("best", "--study", "digits", "--json").stdout)
-    assert Path(best["config"]) == workplace / "runs/digits/trial_0000/config.yaml"
+    assert Path(best["config"]) == workplace / "runs/digits/trial_0001/config.yaml"
     assert not [run.data.tags for run in mlflow_runs("digits") if run.info.status == "RUNNING"]
 
 

@@ -36,6 +36,7 @@ from hpo.study import (
     folder_of,
     grid_size,
     identity_differences,
+    inherit_folds,
     interrupt,
     load_study,
     num_finished,
@@ -432,7 +433,7 @@ def stop_one(study: optuna.Study, definition: StudyDefinition) -> dict[str, Any]
     return params
 
 
-def test_a_stopped_trial_is_taken_up_in_its_own_place_and_folder(storage: RDBStorage) -> None:
+def test_a_stopped_trial_is_taken_up_in_its_own_place(storage: RDBStorage) -> None:
     definition = define()
     study = open_study(definition, storage)
     params = stop_one(study, definition)
@@ -443,7 +444,6 @@ def test_a_stopped_trial_is_taken_up_in_its_own_place_and_folder(storage: RDBSto
     assert taken is not None
     trial, repeated = taken
     assert (trial.number, repeated, places_taken(study), num_finished(study)) == (1, params, 1, 1)
-    assert trial_folder(study, trial) == trial_folder(study, study.trials[0])
     study.tell(trial, 0.7)
     assert (places_taken(study), num_finished(study)) == (1, 1)
     assert not revive(study, 0)
@@ -462,7 +462,26 @@ def test_a_trial_cut_short_while_it_took_up_another_keeps_its_place(storage: RDB
     again = take_place(study, definition, 1)
     assert again is not None
     assert (again[1], places_taken(study)) == (params, 1)
-    assert trial_folder(study, again[0]) == trial_folder(study, study.trials[0])
+
+
+def test_a_trial_takes_over_the_folds_of_all_before_it_and_the_newest_of_each(memory: RDBStorage) -> None:
+    definition = define()
+    study = open_study(definition, memory)
+    trials = [ask(study, definition)[0]]
+    for _ in range(2):
+        interrupt(study, trials[-1].number)
+        trials.append(ask(study, definition)[0])
+    folders = [trial_folder(study, trial) for trial in trials]
+    for folder, folds in zip(folders, ("012", "1", ""), strict=True):
+        folder.mkdir(parents=True)
+        for fold in folds:
+            (folder / f"fold_{fold}").mkdir()
+            (folder / f"fold_{fold}" / "by").write_text(folder.name)
+    inherit_folds(study, trials[-1])
+    found = {path.parent.name: path.read_text() for path in folders[2].glob("fold_*/by")}
+    assert found == {"fold_0": "trial_0000", "fold_1": "trial_0001", "fold_2": "trial_0000"}
+    with pytest.raises(FileNotFoundError):
+        (folders[0] / "fold_0" / "metrics.jsonl").open("a")  # by a rank that is still there
 
 
 def test_interrupting_a_trial_that_was_told_changes_nothing(storage: RDBStorage) -> None:
