@@ -183,6 +183,10 @@ class Folds:
         elif result.status is JobStatus.STOPPED and fold not in self._parked and not self._is_at_rung(fold):
             self._stop(f"fold {fold} was asked to stop")
 
+    def drop(self, fold: int) -> None:
+        """A fold was called off."""
+        del self._running[fold]
+
     def _is_at_rung(self, fold: int) -> bool:
         return self._reached.get(fold, 0) >= self._until < self.config.training.epochs
 

@@ -45,6 +45,7 @@ DATABASE_TIME = {
     "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
     "postgresql": "extract(epoch from clock_timestamp())",
     "mysql": "unix_timestamp(now(6))",
+    "mariadb": "unix_timestamp(now(6))",
 }
 """Seconds since 1970."""
 
@@ -122,6 +123,8 @@ class LedgerStorage(RDBStorage):
     ) -> None:
         """`holder` and `clock` are this process and the database's time, unless a test says otherwise."""
         super().__init__(url, engine_kwargs)
+        if self.engine.name not in DATABASE_TIME:
+            raise RuntimeError(f"{self.engine.name} is none of {', '.join(DATABASE_TIME)}")
         _tables.create_all(self.engine)
         self._holder, self._clock = holder, clock
 
@@ -133,18 +136,25 @@ class LedgerStorage(RDBStorage):
     def held(self, study_id: int) -> list[Held]:
         """The RUNNING trials of a study, by number. One without a lease gets one that nobody holds."""
         trial, is_leased = models.TrialModel, _leases.c.trial_id == models.TrialModel.trial_id
-        is_running = (trial.study_id == study_id, trial.state == TrialState.RUNNING)
-        chosen = select(*_leases.c, trial.number, _leases.c.expires <= self._now()).join(trial, is_leased)
-        without = select(trial.trial_id, *map(literal, astuple(NOBODY)), self._now() + LEASE_S)
-        without = without.where(*is_running, ~select(_leases.c.trial_id).where(is_leased).exists())
-        with suppress(IntegrityError), self.engine.begin() as connection:  # another process was first
-            connection.execute(insert(_leases).from_select([*_leases.c.keys()], without))
+        lease = (_leases.c.host, _leases.c.pid, _leases.c.since, _leases.c.expires, _leases.c.expires <= self._now())
+        chosen = select(trial.trial_id, trial.number, *lease).outerjoin(_leases, is_leased).order_by(trial.number)
+        chosen = chosen.where(trial.study_id == study_id, trial.state == TrialState.RUNNING)
         with self.engine.connect() as connection:
-            rows = connection.execute(chosen.where(*is_running).order_by(trial.number)).all()
+            rows = connection.execute(chosen).all()
+        if without := [row.trial_id for row in rows if row.host is None]:
+            self._lease_to_nobody(without)
+            return self.held(study_id)
         return [
-            Held(trial_id=row[0], number=row[5], holder=Holder(*row[1:4]), expires=row[4], is_expired=bool(row[6]))
+            Held(trial_id=row[0], number=row[1], holder=Holder(*row[2:5]), expires=row[5], is_expired=bool(row[6]))
             for row in rows
         ]
+
+    def _lease_to_nobody(self, trial_ids: Iterable[int]) -> None:
+        host, pid, since = astuple(NOBODY)
+        common = {"host": host, "pid": pid, "since": since, "expires": self._now() + LEASE_S}
+        for trial_id in trial_ids:
+            with suppress(IntegrityError), self.engine.begin() as connection:  # another process was first
+                connection.execute(insert(_leases).values(trial_id=trial_id, **common))
 
     def renew(self, trial_ids: Iterable[int]) -> set[int]:
         """Hold these trials for another LEASE_S. Returns those that are held; the others are over, for us."""

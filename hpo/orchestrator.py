@@ -34,7 +34,7 @@ from hpo.events import (
 from hpo.ledger import ledger_of
 from hpo.resources import Resources
 from hpo.slots import Slots
-from hpo.spending import Ledger, budget_of, fold_times, spent
+from hpo.spending import Meter, budget_of, fold_times, spent
 from hpo.study import (
     UID,
     best_value,
@@ -48,7 +48,7 @@ from hpo.study import (
 )
 from hpo.tally import REVIVES, tally_of
 from hpo.trial import JobStatus
-from hpo.trials import Running, Trials
+from hpo.trials import ENDED_FROM_OUTSIDE, Running, Trials
 from training.errors import Failure, FailureKind
 
 ATTEND_S = 5.0
@@ -76,7 +76,7 @@ class Sweep:
         """`began` is when the command did, by `clock`; the deadline counts from there."""
         self._definition, self._study, self._listen, self._clock = definition, study, listen, clock
         self._started, self._next_look = 0.0, -math.inf
-        self._budget, self._ledger = budget_of(definition), Ledger(clock)
+        self._budget, self._meter = budget_of(definition), Meter(clock)
         self._deadline = self._deadline_from(clock() if began is None else began)
         self._failures: list[Failure | None] = []
         self._resources = Resources(definition, detect_hardware(), self._say)
@@ -135,7 +135,7 @@ class Sweep:
                 self._end_jobs()
                 break
             for label in self._deadline.late():
-                if label.trial in self._running and label.fold is not None:
+                if label.trial is not None and label.fold is not None:
                     self._running[label.trial].folds.park(label.fold)
         self._close()
 
@@ -151,10 +151,11 @@ class Sweep:
 
     def _let_go(self, number: int) -> None:
         """A trial was ended from outside, and may go on elsewhere: nothing of it may run here."""
-        del self._running[number]
-        self._resources.forget(number)
+        running = self._running[number]
+        running.folds.stopped = ENDED_FROM_OUTSIDE
         self._slots.cancel(number)
-        self._trials.finished(number, TrialState.FAIL, reason="it was ended from outside")
+        if running.folds.is_over:
+            self._tell(running)
 
     def _recover(self) -> None:
         """Queue the trials again that nobody evaluates any more."""
@@ -223,14 +224,9 @@ class Sweep:
         self._listen(event)
         if not isinstance(event, JobProgress | JobFinished) or event.label.trial is None or event.label.fold is None:
             return
-        running = self._running.get(event.label.trial)
-        if running is None:  # let go of
-            if isinstance(event, JobFinished):
-                self._resources.give_back(event.label)
-                self._deadline.finish(event.label, None)
-            return
+        running = self._running[event.label.trial]
         if isinstance(event, JobProgress):
-            self._ledger.hear(event)
+            self._meter.hear(event)
             self._deadline.hear(event.label, event.record)
             self._resources.hear(event.label, event.record)
             running.folds.hear(event.label.fold, event.record)
@@ -239,7 +235,9 @@ class Sweep:
         self._account(event)
         if event.result is not None:
             running.folds.finish(event.label.fold, event.result)
-        if event.result is not None and running.folds.is_over:
+        elif running.folds.stopped:  # let go of; else what ended the job is about to be raised
+            running.folds.drop(event.label.fold)
+        if running.folds.is_over:
             self._slots.dismiss_idle()  # while the next trial is asked for
             self._tell(running)
 
@@ -250,7 +248,7 @@ class Sweep:
         is_whole = is_complete and running is not None and event.label.fold not in running.folds.begun
         self._deadline.finish(event.label, event.usage.seconds if event.usage and is_whole else None)
         if running is not None:
-            self._ledger.write(running.trial, event, is_whole=is_whole)
+            self._meter.write(running.trial, event, is_whole=is_whole)
 
     def _end_jobs(self) -> None:
         """End every job, and hear of it; nothing of it counts."""
@@ -296,7 +294,7 @@ class Sweep:
         so_far, seconds = spent(self._study, self._definition), self._clock() - self._started
         is_queued = tally_of(self._study).states()[OptunaState.WAITING] > 0  # and may have little left to train
         has_time = self._deadline.fits(None, 1 if is_queued else self._trials.first_epochs)
-        device_s = so_far.device_s + self._ledger.running_s
+        device_s = so_far.device_s + self._meter.running_s
         return replace(so_far, device_s=device_s, seconds=seconds, has_time=has_time)
 
     def _takes_up_another(self) -> bool:

@@ -84,7 +84,7 @@ def fold_times(study: optuna.Study, definition: StudyDefinition) -> list[FoldTim
     ]
 
 
-class Ledger:
+class Meter:
     """What the jobs of one sweep take. Used by one thread."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

@@ -42,6 +42,9 @@ from training.config import JobConfig, dump_yaml
 from training.errors import ConfigError, Failure, FailureKind
 from training.run_dir import write_atomically
 
+ENDED_FROM_OUTSIDE = "it was ended from outside"
+"""Why a trial is stopped that others have told, or that has lost its lease."""
+
 
 class Judge(Protocol):
     """Decides when a trial is stopped: a Pruner, or with several objectives a FrontRace. A runner is one's own."""
@@ -130,7 +133,7 @@ class Trials:
                     trial.report(value, self._axis.step(fold, epoch))
                 return self._audited(trial, runner, self._judge.hear(runner, fold, epoch, value))
             except UpdateFinishedTrialError:
-                return "it was ended from outside"
+                return ENDED_FROM_OUTSIDE
 
         label = JobLabel(study=self._study.study_name, trial=trial.number)
         folds = Folds(config, folder, label, self._definition.criteria, on_epoch, until=self._until(trial))
@@ -201,7 +204,7 @@ class Trials:
                 self._study.tell(trial, folds.mean)
                 self.finished(trial.number, TrialState.COMPLETE, folds.scores, value=folds.mean, reason=reason)
         except UpdateFinishedTrialError:
-            self.finished(trial.number, TrialState.FAIL, reason="it was ended from outside")
+            self.finished(trial.number, TrialState.FAIL, reason=ENDED_FROM_OUTSIDE)
 
     def finished(self, number: int, state: TrialState, scores: tuple[Score | None, ...] = (), **details: Any) -> None:
         """Say that a trial was told."""

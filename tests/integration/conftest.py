@@ -101,12 +101,15 @@ def no_server_left() -> Iterator[None]:
     FORK_SERVER.close()
 
 
-def start_hpo(*arguments: str) -> subprocess.Popen[str]:
-    """The real command line, as a process that hears Ctrl-C even where the tests run in the background of a shell."""
+def start_hpo(*arguments: str, first: str = "") -> subprocess.Popen[str]:
+    """The real command line, as a process that hears Ctrl-C even where the tests run in the background of a shell.
+
+    It runs some code `first`.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
-        [sys.executable, "-c", "from hpo.cli import main; main()", *arguments],
+        [sys.executable, "-c", f"{first}\nfrom hpo.cli import main; main()", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

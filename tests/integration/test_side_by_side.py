@@ -13,6 +13,8 @@ from pathlib import Path
 import optuna
 import pytest
 
+from hpo.ledger import ledger_of
+from hpo.storage import open_storage
 from tests.integration.conftest import ranks_under, run_hpo, start_hpo
 from tests.integration.test_sweep import LONG, STORAGE, mlflow_runs, trials, wait_until
 from training.run_dir import RunDir
@@ -153,6 +155,36 @@ def test_a_sweep_and_two_workers_that_join_it_later_keep_its_budget(workplace: P
     assert all(len(trial.user_attrs["hpo:fold_scores"]) == 2 for trial in told())
     owners = [trial.user_attrs["hpo:owner"]["pid"] for trial in trials()[:6]]
     assert owners == [pid for process in (sweep, first, second) for pid in (process.pid, process.pid)]
+    assert not ranks_under(workplace)
+
+
+SHORT_LEASE = "import hpo.ledger; hpo.ledger.LEASE_S = 6.0"
+OF_ANOTHER_MACHINE = """
+import socket; socket.gethostname = lambda: "another"
+import hpo.study; hpo.study.kill_processes = lambda job_id: []  # it sees no process of ours
+"""
+
+
+def test_a_sweep_that_comes_back_after_another_machine_took_its_trial_changes_nothing(workplace: Path) -> None:
+    allow(workplace, 1, "off")
+    hold_steps_until("trial > 0 or Path('go').exists()")
+    lost = start_hpo(*SWEEP, *OWN, *SHARED, "--trials", "1", first=SHORT_LEASE)
+    wait_for_trials(0, of=lost)
+    lost.send_signal(signal.SIGSTOP)
+    study = optuna.load_study(study_name="digits", storage=open_storage(STORAGE))
+    wait_until(lambda: ledger_of(study).held(study._study_id)[0].is_expired, lost)
+    taker = start_hpo("worker", "--study", "digits", first=SHORT_LEASE + OF_ANOTHER_MACHINE)
+    assert "note: trial 1 goes on where trial 0 was" in ended_well(taker)
+    files = [path for path in Path("runs/digits/trial_0001").rglob("*") if path.is_file()]
+    taken = {path: path.read_bytes() for path in files if path.suffix != ".log"}  # those, the rank has open
+    assert ranks_under(workplace / "runs/digits/trial_0000"), "the rank does not know"
+    Path("go").touch()
+    wait_until(lambda: not ranks_under(workplace / "runs/digits/trial_0000"), lost)
+    lost.send_signal(signal.SIGCONT)
+    assert "trial 0  FAIL  it was ended from outside" in ended_well(lost)
+    assert [trial.state.name for trial in trials()] == ["FAIL", "COMPLETE"]
+    assert {path: path.read_bytes() for path in taken} == taken
+    assert not list(Path("runs/digits").glob("trial_0000/fold_*/result.json"))
     assert not ranks_under(workplace)
 
 
