@@ -85,6 +85,11 @@ class Crew:
             self._held_since = time.monotonic()
         return self._placement
 
+    @property
+    def has_devices(self) -> bool:
+        """Whether it holds any. Any thread may ask."""
+        return self._placement is not None
+
     def take_usage(self) -> Usage:
         """What it had since it was last asked: waiting for devices does not count, ending processes does."""
         self._count()

@@ -46,9 +46,10 @@ from hpo.study import (
     study_names,
     take_place,
 )
-from hpo.tally import REVIVES, tally_of
+from hpo.tally import RETRIES, REVIVES, tally_of
 from hpo.trial import JobStatus
 from hpo.trials import ENDED_FROM_OUTSIDE, Running, Trials
+from hpo.watchdog import Watchdog
 from training.errors import Failure, FailureKind
 
 ATTEND_S = 5.0
@@ -58,7 +59,14 @@ HOPELESS_AFTER = 3
 BLAMELESS = (KeyboardInterrupt, OSError, StorageInternalError, SQLAlchemyError, DeviceError)
 """What ends a sweep and is not the fault of the trials that run."""
 MORE_TRIALS = "hpo sweep with a larger --trials goes on"
-BY_CHANCE = {FailureKind.NON_FINITE, FailureKind.OOM, FailureKind.SIGNAL, FailureKind.INFRASTRUCTURE}
+BY_CHANCE = {
+    FailureKind.NON_FINITE,
+    FailureKind.OOM,
+    FailureKind.SIGNAL,
+    FailureKind.INFRASTRUCTURE,
+    FailureKind.HANG,
+    FailureKind.TIMEOUT,
+}
 
 
 class Sweep:
@@ -79,6 +87,7 @@ class Sweep:
         self._budget, self._meter = budget_of(definition), Meter(clock)
         self._deadline = self._deadline_from(clock() if began is None else began)
         self._failures: list[Failure | None] = []
+        self._watchdog = Watchdog(definition.config.recovery, clock)
         self._resources = Resources(definition, detect_hardware(), self._say)
         self._slots = Slots(crews_stay=definition.config.resources.processes == "per_trial")
         self._trials = Trials(definition, study, listen, self._resources.placed)
@@ -146,16 +155,22 @@ class Sweep:
         self._next_look = self._clock() + ATTEND_S
         ours = {running.trial._trial_id: number for number, running in self._running.items()}
         for lost in ours.keys() - ledger_of(self._study).renew(ours):
-            self._let_go(ours[lost])
+            self._running[ours[lost]].folds.stopped = ENDED_FROM_OUTSIDE  # and it may go on elsewhere
+            self._call_off(ours[lost])
         self._recover()
+        for label in self._slots.waiting():
+            self._watchdog.wait(label)
+        for label, failure in self._watchdog.overdue().items():
+            if label.trial is not None:
+                folds = self._running[label.trial].folds
+                folds.failure = folds.failure or failure
+                self._call_off(label.trial)
 
-    def _let_go(self, number: int) -> None:
-        """A trial was ended from outside, and may go on elsewhere: nothing of it may run here."""
-        running = self._running[number]
-        running.folds.stopped = ENDED_FROM_OUTSIDE
+    def _call_off(self, number: int) -> None:
+        """Nothing of this trial is to run any more."""
         self._slots.cancel(number)
-        if running.folds.is_over:
-            self._tell(running)
+        if self._running[number].folds.is_over:
+            self._tell(self._running[number])
 
     def _recover(self) -> None:
         """Queue the trials again that nobody evaluates any more."""
@@ -191,6 +206,7 @@ class Sweep:
         if num_devices:
             label = running.folds.next_label
             self._deadline.start(label, running.folds.next_epochs)
+            self._watchdog.start(label)
             self._slots.start(running.folds.start(self._resources.take(label, num_devices)))
         return num_devices > 0
 
@@ -228,14 +244,18 @@ class Sweep:
         if isinstance(event, JobProgress):
             self._meter.hear(event)
             self._deadline.hear(event.label, event.record)
+            self._watchdog.hear(event.label)
             self._resources.hear(event.label, event.record)
             running.folds.hear(event.label.fold, event.record)
             return
         self._resources.give_back(event.label)
+        self._watchdog.finish(event.label)
         self._account(event)
         if event.result is not None:
             running.folds.finish(event.label.fold, event.result)
-        elif running.folds.stopped:  # let go of; else what ended the job is about to be raised
+        elif (
+            running.folds.stopped or running.folds.failure
+        ):  # called off; else what ended the job is about to be raised
             running.folds.drop(event.label.fold)
         if running.folds.is_over:
             self._slots.dismiss_idle()  # while the next trial is asked for
@@ -359,17 +379,39 @@ class Sweep:
         """A trial is over: tell the study, or queue what is left of it."""
         if running.folds.is_parked:
             return self._park(running)
-        del self._running[running.trial.number]
-        self._resources.forget(running.trial.number)
+        if self._is_to_be_retried(running):
+            return self._retry(running)
+        self._forget(running)
         self._trials.tell(running)
         self._failures.append(running.folds.failure)
         self.hopeless = hopeless(self._failures)
 
-    def _park(self, running: Running) -> None:
-        """What would not end before the deadline is queued again, as after Ctrl-C."""
+    def _is_to_be_retried(self, running: Running) -> bool:
+        failure, retries = running.folds.failure, running.trial.user_attrs.get(RETRIES, 0)
+        is_hang = failure is not None and failure.kind is FailureKind.HANG
+        return is_hang and retries < self._definition.config.recovery.max_retries
+
+    def _retry(self, running: Running) -> None:
+        """Queue it again, as after Ctrl-C."""
+        self._forget(running)
+        number, retries = running.trial.number, running.trial.user_attrs.get(RETRIES, 0) + 1
+        interrupt(self._study, number, **{RETRIES: retries})
+        self._asks = True
+        failure = running.folds.failure
+        reason = f"{failure.kind}: {failure.message}; queued again ({retries} of" if failure else ""
+        reason += f" {self._definition.config.recovery.max_retries} retries)"
+        self._trials.finished(number, TrialState.FAIL, reason=reason)
+
+    def _forget(self, running: Running) -> None:
         number = running.trial.number
         del self._running[number]
         self._resources.forget(number)
+        self._watchdog.forget(number)
+
+    def _park(self, running: Running) -> None:
+        """What would not end before the deadline is queued again, as after Ctrl-C."""
+        number = running.trial.number
+        self._forget(running)
         interrupt(self._study, number)
         self.parked.append(number)
         self._trials.finished(number, TrialState.FAIL, reason="parked before the deadline; queued again")

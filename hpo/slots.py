@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from hpo import interruption
 from hpo.cancellation import Cancellation, JobCancelled
 from hpo.crew import Crew
-from hpo.events import Event, JobFinished
+from hpo.events import Event, JobFinished, JobLabel
 from hpo.job import Job, run_job
 
 
@@ -24,6 +24,7 @@ class _Slot:
 
     def __init__(self, job: Job) -> None:
         self.job, self.cancellation = job, Cancellation()
+        self.crew: Crew | None = None
         self.is_idle = False
         self.next: SimpleQueue[Job | None] = SimpleQueue()
         self.error: Exception | None = None
@@ -84,6 +85,10 @@ class Slots:
             next(slot for slot in self._slots if slot.job.label == heard.label).is_idle = True
         return heard
 
+    def waiting(self) -> list[JobLabel]:
+        """The jobs that have no devices yet."""
+        return [slot.job.label for slot in self._slots if slot.crew is None or not slot.crew.has_devices]
+
     def cancel(self, trial: int | None = None, *, at_once: bool = False) -> None:
         """Have the jobs of `trial`, or all, end without a result, or be killed `at_once`; what they still tell is to be
         heard.
@@ -96,7 +101,8 @@ class Slots:
     def _run(self, slot: _Slot) -> None:
         job: Job | None = slot.job
         try:
-            with Crew(slot.cancellation, stays=self._crews_stay) as crew:
+            with Crew(slot.cancellation, stays=self._crews_stay) as slot.crew:
+                crew = slot.crew
                 while job is not None:
                     run_job(job, self._heard.put, crew=crew)
                     if not crew.stays:

@@ -37,7 +37,7 @@ from hpo.ledger import SUCCEEDS, ledger_of
 from hpo.masking import masked
 from hpo.search_space import distribution, grid, sample
 from hpo.study_config import ParameterConfig
-from hpo.tally import AUDIT, CONTINUES, INTERRUPTED, REVIVES, RUNG, SAMPLED, tally_of
+from hpo.tally import AUDIT, CONTINUES, INTERRUPTED, RETRIES, REVIVES, RUNG, SAMPLED, tally_of
 from training.config import JobConfig, flatten
 from training.run_dir import RunDir
 
@@ -383,10 +383,10 @@ def best_value(study: optuna.Study) -> float | None:
     return tally_of(study).best_value()
 
 
-def interrupt(study: optuna.Study, number: int) -> bool:
+def interrupt(study: optuna.Study, number: int, **attributes: Any) -> bool:
     """End a trial that was cut short, and queue another that goes on with it, at once. False for one already told."""
     trial = _trial(study, number)
-    return ledger_of(study).hand_over(trial._trial_id, _successor(trial))
+    return ledger_of(study).hand_over(trial._trial_id, _successor(trial, **attributes))
 
 
 def revive(study: optuna.Study, number: int, **attributes: Any) -> bool:
@@ -401,7 +401,7 @@ def _successor(trial: FrozenTrial, **attributes: Any) -> FrozenTrial | None:
     params = trial.user_attrs.get(SAMPLED, trial.system_attrs.get("fixed_params"))
     if params is None:
         return None
-    inherited = {key: trial.user_attrs[key] for key in (REVIVES, RUNG, AUDIT) if key in trial.user_attrs}
+    inherited = {key: trial.user_attrs[key] for key in (REVIVES, RUNG, AUDIT, RETRIES) if key in trial.user_attrs}
     lineage = {CONTINUES: trial.user_attrs.get(CONTINUES, trial.number), **inherited, **attributes}
     return create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": params}, user_attrs=lineage)
 

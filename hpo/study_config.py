@@ -14,6 +14,7 @@ Scalar = None | bool | int | float | str
 SafeInt = Annotated[int, Field(ge=-(2**53), le=2**53)]
 """Optuna keeps values as floats, which are exact up to here."""
 PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 MAX_STEPS = 10**9
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -263,6 +264,20 @@ class BudgetConfig(Section):
     not beat the best before them by more than the noise of the folds they share (one-sided, 5 %)."""
 
 
+class RecoveryConfig(Section):
+    """When a job is given up, and how often its trial is tried again."""
+
+    no_progress_timeout: Duration = 1800.0
+    """End a job whose ranks have told nothing for so long, no loss and no evaluation, though they have their devices.
+    Its trial is tried again and goes on from the newest checkpoint."""
+    fold_timeout: Duration | None = None
+    """Fail a trial of which one fold takes longer."""
+    trial_timeout: Duration | None = None
+    """Fail a trial whose folds take longer together, in one sweep."""
+    max_retries: NonNegativeInt = 2
+    """How often a trial that hung is tried again before it fails."""
+
+
 class ResourcesConfig(Section):
     """What a search takes of this machine, and how it shares it out. Devices are the GPUs, or the CPU's cores."""
 
@@ -307,6 +322,7 @@ class StudyConfig(Section):
     fidelity: FidelityConfig | None = None
     budget: BudgetConfig = BudgetConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
     storage: str | None = None
     """SQLAlchemy URL of the study database; null is `sqlite:///<output.root>/studies.db`."""
     mlflow: str | None = None

@@ -36,6 +36,8 @@ from hpo.budget import Told
 from hpo.stopping.dominance import dominates
 
 INTERRUPTED, CONTINUES, REVIVES = "hpo:interrupted", "hpo:continues", "hpo:revives"
+RETRIES = "hpo:retries"
+"""How often the trial was given up before and tried again."""
 """Trial attributes: it was cut short and does not count; the trial in whose folder it goes on, the first one if that
 went on itself; the stopped trial that it takes up again, and whose place it takes."""
 RUNG, PAUSED = "hpo:rung", "hpo:paused"

@@ -31,6 +31,8 @@ class FailureKind(StrEnum):
     INFRASTRUCTURE = "infrastructure"
     SIGNAL = "signal"
     LAUNCH = "launch"
+    HANG = "hang"
+    TIMEOUT = "timeout"
 
 
 class TrainingError(Exception):
