@@ -59,6 +59,8 @@ HOPELESS_AFTER = 3
 BLAMELESS = (KeyboardInterrupt, OSError, StorageInternalError, SQLAlchemyError, DeviceError)
 """What ends a sweep and is not the fault of the trials that run."""
 MORE_TRIALS = "hpo sweep with a larger --trials goes on"
+RETRIED = {FailureKind.SIGNAL, FailureKind.INFRASTRUCTURE, FailureKind.HANG}
+"""What is likely to go well another time."""
 BY_CHANCE = {
     FailureKind.NON_FINITE,
     FailureKind.OOM,
@@ -388,8 +390,8 @@ class Sweep:
 
     def _is_to_be_retried(self, running: Running) -> bool:
         failure, retries = running.folds.failure, running.trial.user_attrs.get(RETRIES, 0)
-        is_hang = failure is not None and failure.kind is FailureKind.HANG
-        return is_hang and retries < self._definition.config.recovery.max_retries
+        is_blameless = failure is not None and failure.kind in RETRIED
+        return is_blameless and retries < self._definition.config.recovery.max_retries
 
     def _retry(self, running: Running) -> None:
         """Queue it again, as after Ctrl-C."""

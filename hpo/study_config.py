@@ -275,7 +275,7 @@ class RecoveryConfig(Section):
     trial_timeout: Duration | None = None
     """Fail a trial whose folds take longer together, in one sweep."""
     max_retries: NonNegativeInt = 2
-    """How often a trial that hung is tried again before it fails."""
+    """How often a trial is tried again whose job hung, was killed or lost a rank, before it fails."""
 
 
 class ResourcesConfig(Section):
