@@ -11,8 +11,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from hpo.reporting.bias_correction import bootstrap, correct
-from hpo.tally import CONTINUES
-from tests.unit.hpo.reporting.told import complete, keep, stopped, study_in
+from tests.unit.hpo.reporting.told import complete, keep, study_in
 from training.predictions import Predictions, Rows
 
 RANDOM = np.random.default_rng(0)
@@ -103,13 +102,6 @@ def test_without_the_winners_predictions_nothing_is_corrected(tmp_path: Path) ->
     keep(study, 2, guesses(0.5))
     found = correct(study)
     assert (found.value, found.note) == (None, "not corrected: the predictions of the winner are gone or damaged")
-
-
-def test_a_trial_that_went_on_has_its_folds_in_the_folder_of_the_first(tmp_path: Path) -> None:
-    study = study_in(tmp_path, complete(0.7, 0.7), stopped(0.5), complete(0.5, 0.5, **{CONTINUES: 1}))
-    keep(study, 0, guesses(0.6))
-    keep(study, 1, guesses(0.5))
-    assert correct(study).num_trials == 2
 
 
 def empty(file: Path) -> None:
