@@ -202,9 +202,10 @@ class Folds:
             self._ask_to_stop()
 
     def _ask_to_stop(self) -> None:
+        goes_on = self.failure is not None and self.failure.kind.is_passing
         for run_dir in self._running.values():
             with contextlib.suppress(FileNotFoundError):  # not there yet
-                run_dir.request_stop()
+                run_dir.request_stop(keeps_checkpoint=goes_on)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

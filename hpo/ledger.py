@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -39,15 +40,13 @@ LEASE_S = 180.0
 """A holder that is silent for so long loses its trials."""
 SUCCEEDS = "hpo:succeeds"
 """Attribute of a trial: the number of the one that it goes on with."""
-CLOCK_STEP_S = 5.0
-"""Two readings of when a process began may differ by this much, when the clock was set meanwhile."""
+READINGS_S = 2.0
+"""Two readings of when a process began may differ by this much: the kernel rounds when it was started itself."""
 DATABASE_TIME = {
     "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
     "postgresql": "extract(epoch from clock_timestamp())",
-    "mysql": "unix_timestamp(now(6))",
-    "mariadb": "unix_timestamp(now(6))",
 }
-"""Seconds since 1970."""
+"""Seconds since 1970, by the databases whose locks this relies on."""
 
 _tables = MetaData()
 _leases = Table(
@@ -63,20 +62,22 @@ _leases = Table(
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process: its host and id, and when it began, since ids are used again."""
+    """A process: where it runs, its id there, and when it began, since ids are used again."""
 
     host: str
+    """Of `this_host`."""
     pid: int
     since: float
+    """Seconds after the machine was started: when the clock is set, the time of day moves."""
 
     @property
     def is_dead(self) -> bool:
         """Whether it is known to have ended. Of other hosts nothing is known."""
-        if self.host != socket.gethostname():
+        if self.host != this_host():
             return False
         try:
             process = psutil.Process(self.pid)
-            is_same = abs(process.create_time() - self.since) < CLOCK_STEP_S
+            is_same = abs(_began(process) - self.since) < READINGS_S
             return not is_same or process.status() == psutil.STATUS_ZOMBIE  # dead, but nobody waited for it
         except psutil.NoSuchProcess:
             return True
@@ -87,10 +88,24 @@ NOBODY = Holder("", 0, 0.0)
 
 
 @functools.cache
+def this_host() -> str:
+    """The host's name, and what tells machines and containers of that name from each other, and each start of them."""
+    told_apart = []
+    with suppress(OSError):  # not Linux
+        told_apart.append(Path("/proc/sys/kernel/random/boot_id").read_text()[:8])
+        told_apart.append(os.readlink("/proc/self/ns/pid").strip("pid:[]"))
+    return "/".join([socket.gethostname(), *told_apart])
+
+
+@functools.cache
 def this_process() -> Holder:
     """Ourselves."""
     pid = os.getpid()
-    return Holder(socket.gethostname(), pid, psutil.Process(pid).create_time())
+    return Holder(this_host(), pid, _began(psutil.Process(pid)))
+
+
+def _began(process: psutil.Process) -> float:
+    return process.create_time() - psutil.boot_time()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,9 +9,10 @@ import math
 import re
 import time
 from dataclasses import replace
+from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -31,7 +32,7 @@ from hpo.events import (
     SweepStarted,
     TrialState,
 )
-from hpo.ledger import ledger_of
+from hpo.ledger import LEASE_S, ledger_of
 from hpo.resources import Resources
 from hpo.slots import Slots
 from hpo.spending import Meter, budget_of, fold_times, spent
@@ -56,11 +57,16 @@ ATTEND_S = 5.0
 """How often a sweep says that it lives, and looks whether others do."""
 HOPELESS_AFTER = 3
 """A sweep ends when this many first trials all fail in the same way, for a reason that no hyperparameter explains."""
-BLAMELESS = (KeyboardInterrupt, OSError, StorageInternalError, SQLAlchemyError, DeviceError)
+BLAMELESS = (
+    KeyboardInterrupt,
+    OSError,
+    StorageInternalError,
+    SQLAlchemyError,
+    DeviceError,
+    UpdateFinishedTrialError,
+)
 """What ends a sweep and is not the fault of the trials that run."""
 MORE_TRIALS = "hpo sweep with a larger --trials goes on"
-RETRIED = {FailureKind.SIGNAL, FailureKind.INFRASTRUCTURE, FailureKind.HANG}
-"""What is likely to go well another time."""
 BY_CHANCE = {
     FailureKind.NON_FINITE,
     FailureKind.OOM,
@@ -85,7 +91,8 @@ class Sweep:
     ) -> None:
         """`began` is when the command did, by `clock`; the deadline counts from there."""
         self._definition, self._study, self._listen, self._clock = definition, study, listen, clock
-        self._started, self._next_look = 0.0, -math.inf
+        self._started = 0.0
+        self._last_look = self._last_renewal = clock()
         self._budget, self._meter = budget_of(definition), Meter(clock)
         self._deadline = self._deadline_from(clock() if began is None else began)
         self._failures: list[Failure | None] = []
@@ -136,7 +143,7 @@ class Sweep:
         """Start jobs while there is room and a budget, and hear them, until none runs or the deadline has passed."""
         while True:
             while self._start_job():
-                pass
+                self._attend()
             self._slots.dismiss_idle()
             if not self._slots:
                 break
@@ -152,21 +159,35 @@ class Sweep:
 
     def _attend(self) -> None:
         """Now and then: hold our trials for longer, let go of those that others have, and queue what nobody holds."""
-        if self._clock() < self._next_look:
+        silent = self._clock() - self._last_look
+        if silent < ATTEND_S:
             return
-        self._next_look = self._clock() + ATTEND_S
-        ours = {running.trial._trial_id: number for number, running in self._running.items()}
-        for lost in ours.keys() - ledger_of(self._study).renew(ours):
-            self._running[ours[lost]].folds.stopped = ENDED_FROM_OUTSIDE  # and it may go on elsewhere
-            self._call_off(ours[lost])
+        self._last_look = self._clock()
+        try:
+            self._renew()
+        except (SQLAlchemyError, StorageInternalError) as error:
+            if self._clock() - self._last_renewal > LEASE_S:
+                raise
+            return self._say(f"the study's database does not answer, trying again: {str(error).splitlines()[0]}")
+        if silent > 2 * ATTEND_S:  # busy or suspended: what was told meanwhile is still to be heard
+            return
         self._recover()
-        for label in self._slots.waiting():
-            self._watchdog.wait(label)
-        for label, failure in self._watchdog.overdue().items():
+        for label, failure in self._watchdog.overdue(self._slots.waiting()).items():
             if label.trial is not None:
                 folds = self._running[label.trial].folds
                 folds.failure = folds.failure or failure
                 self._call_off(label.trial)
+
+    def _renew(self) -> None:
+        ours = {running.trial._trial_id: number for number, running in self._running.items()}
+        for lost in ours.keys() - ledger_of(self._study).renew(ours):
+            self._running[ours[lost]].folds.stopped = ENDED_FROM_OUTSIDE  # and it may go on elsewhere
+            self._call_off(ours[lost])
+        self._last_renewal = self._clock()
+
+    def _is_lost(self, running: Running) -> bool:
+        trial_id = running.trial._trial_id
+        return trial_id not in ledger_of(self._study).renew([trial_id])
 
     def _call_off(self, number: int) -> None:
         """Nothing of this trial is to run any more."""
@@ -183,7 +204,10 @@ class Sweep:
     def _close(self) -> None:
         """No job runs any more: say what is left of the trials, and of the budget."""
         for running in [*self._running.values()]:  # their other folds would not have ended in time
-            self._park(running)
+            if running.folds.stopped or running.folds.failure:
+                self._tell(running)
+            else:
+                self._park(running)
         if self.parked:
             trials = f"trial{'s' * (len(self.parked) > 1)} {', '.join(map(str, self.parked))}"
             at = f"budget.deadline of {self._definition.config.budget.deadline:g} s"
@@ -253,11 +277,12 @@ class Sweep:
         self._resources.give_back(event.label)
         self._watchdog.finish(event.label)
         self._account(event)
-        if event.result is not None:
+        if event.result is not None and event.result.failure and self._is_lost(running):  # what failed, others have
+            running.folds.stopped = ENDED_FROM_OUTSIDE
+        is_called_off = event.result is None or running.folds.stopped == ENDED_FROM_OUTSIDE
+        if event.result is not None and not is_called_off:
             running.folds.finish(event.label.fold, event.result)
-        elif (
-            running.folds.stopped or running.folds.failure
-        ):  # called off; else what ended the job is about to be raised
+        elif running.folds.stopped or running.folds.failure:  # else what ended the job is about to be raised
             running.folds.drop(event.label.fold)
         if running.folds.is_over:
             self._slots.dismiss_idle()  # while the next trial is asked for
@@ -357,7 +382,12 @@ class Sweep:
         if taken is None:
             return None  # another process took the last place at the same moment
         trial, params = taken
-        running = self._running[trial.number] = self._trials.begin(trial, params)
+        try:
+            running = self._trials.begin(trial, params)
+        except UpdateFinishedTrialError:  # its lease expired meanwhile, and others have it
+            self._trials.finished(trial.number, TrialState.FAIL, reason=ENDED_FROM_OUTSIDE)
+            return None
+        self._running[trial.number] = running
         if running.folds.is_over:
             self._tell(running)
         return running
@@ -373,7 +403,7 @@ class Sweep:
             if blameless:
                 interrupt(self._study, number)
             else:
-                self._study.tell(number, state=OptunaState.FAIL)
+                self._study.tell(number, state=OptunaState.FAIL, skip_if_finished=True)
         for number in given_back:
             self._trials.finished(number, TrialState.FAIL, reason=reason)
 
@@ -390,19 +420,24 @@ class Sweep:
 
     def _is_to_be_retried(self, running: Running) -> bool:
         failure, retries = running.folds.failure, running.trial.user_attrs.get(RETRIES, 0)
-        is_blameless = failure is not None and failure.kind in RETRIED
-        return is_blameless and retries < self._definition.config.recovery.max_retries
+        is_passing = failure is not None and failure.kind.is_passing
+        return is_passing and retries < self._definition.config.recovery.max_retries
 
     def _retry(self, running: Running) -> None:
         """Queue it again, as after Ctrl-C."""
-        self._forget(running)
-        number, retries = running.trial.number, running.trial.user_attrs.get(RETRIES, 0) + 1
-        interrupt(self._study, number, **{RETRIES: retries})
+        retries, failure = running.trial.user_attrs.get(RETRIES, 0) + 1, running.folds.failure
+        of_all = f"{retries} of {self._definition.config.recovery.max_retries} retries"
+        why = "" if failure is None else f"{failure.kind}: {failure.message}"
+        self._queue_again(running, f"{why}; queued again ({of_all})", **{RETRIES: retries})
         self._asks = True
-        failure = running.folds.failure
-        reason = f"{failure.kind}: {failure.message}; queued again ({retries} of" if failure else ""
-        reason += f" {self._definition.config.recovery.max_retries} retries)"
-        self._trials.finished(number, TrialState.FAIL, reason=reason)
+
+    def _queue_again(self, running: Running, reason: str, **attributes: Any) -> bool:
+        """End a trial that another one is to go on with. False where it was ended from outside."""
+        self._forget(running)
+        is_ours = interrupt(self._study, running.trial.number, **attributes)
+        reason = reason if is_ours else ENDED_FROM_OUTSIDE
+        self._trials.finished(running.trial.number, TrialState.FAIL, reason=reason)
+        return is_ours
 
     def _forget(self, running: Running) -> None:
         number = running.trial.number
@@ -412,11 +447,8 @@ class Sweep:
 
     def _park(self, running: Running) -> None:
         """What would not end before the deadline is queued again, as after Ctrl-C."""
-        number = running.trial.number
-        self._forget(running)
-        interrupt(self._study, number)
-        self.parked.append(number)
-        self._trials.finished(number, TrialState.FAIL, reason="parked before the deadline; queued again")
+        if self._queue_again(running, "parked before the deadline; queued again"):
+            self.parked.append(running.trial.number)
 
 
 def hopeless(failures: list[Failure | None]) -> Failure | None:

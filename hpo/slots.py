@@ -93,7 +93,7 @@ class Slots:
         """Have the jobs of `trial`, or all, end without a result, or be killed `at_once`; what they still tell is to be
         heard.
         """
-        self._is_cancelled = True
+        self._is_cancelled = self._is_cancelled or trial is None
         for slot in self._slots:
             if trial in (None, slot.job.label.trial):
                 slot.cancellation.request(at_once=at_once)

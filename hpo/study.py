@@ -185,7 +185,8 @@ def inherit_folds(study: optuna.Study, trial: optuna.Trial) -> None:
     while number is not None:
         for run_dir in (folder_of(study) / folder_name(number)).glob("fold_*"):
             if not (folder / run_dir.name).exists():  # of a later trial between the two
-                run_dir.rename(folder / run_dir.name)
+                with contextlib.suppress(OSError):  # then it is trained anew
+                    run_dir.rename(folder / run_dir.name)
         number = _trial(study, number).user_attrs.get(SUCCEEDS)
 
 
@@ -392,7 +393,7 @@ def interrupt(study: optuna.Study, number: int, **attributes: Any) -> bool:
 def revive(study: optuna.Study, number: int, **attributes: Any) -> bool:
     """Queue another trial that goes on with a stopped one, unless another process has. Returns whether it did."""
     trial = _trial(study, number)
-    successor = _successor(trial, **{REVIVES: number, **attributes})
+    successor = _successor(trial, **{REVIVES: number, RETRIES: 0, **attributes})
     return successor is not None and ledger_of(study).succeed(trial._trial_id, successor)
 
 
@@ -423,13 +424,14 @@ def running_here(study: optuna.Study) -> list[int]:
 
 
 def recover(study: optuna.Study) -> list[int]:
-    """Queue the trials again that nobody evaluates any more (kill -9, a hang, a lost machine); returns their numbers.
+    """Queue the trials again of other processes that do not evaluate them any more (kill -9, a lost machine); returns
+    their numbers.
 
     What is left of their processes on this machine is killed first. Any number of processes may do this at once.
     """
     ledger, recovered = ledger_of(study), []
     for held in ledger.held(study._study_id):
-        if held.is_lost:
+        if held.is_lost and held.holder != ledger.holder:
             trial = _trial(study, held.number)
             kill_processes(job_id_prefix(trial_folder(study, trial)))
             if ledger.hand_over(held.trial_id, _successor(trial), seen=held):

@@ -36,10 +36,10 @@ from hpo.budget import Told
 from hpo.stopping.dominance import dominates
 
 INTERRUPTED, CONTINUES, REVIVES = "hpo:interrupted", "hpo:continues", "hpo:revives"
+"""Trial attributes: it was cut short and does not count; the trial that it goes on with, the first one if that went on
+itself; the stopped trial that it takes up again, and whose place it takes."""
 RETRIES = "hpo:retries"
-"""How often the trial was given up before and tried again."""
-"""Trial attributes: it was cut short and does not count; the trial in whose folder it goes on, the first one if that
-went on itself; the stopped trial that it takes up again, and whose place it takes."""
+"""How often it was given up before and tried again."""
 RUNG, PAUSED = "hpo:rung", "hpo:paused"
 """Epochs after which the folds of a trial that was promoted are paused again; it was stopped by a rule that may take it
 up again."""
@@ -61,7 +61,7 @@ class Reported:
 
     number: int
     root: int
-    """The trial in whose folder it went on, or itself."""
+    """The first of the trials that it goes on with, or itself."""
     params: Mapping[str, Any]
     values: Mapping[int, float]
     """By step."""

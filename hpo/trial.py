@@ -115,6 +115,8 @@ def _run(order: _Order, placement: Placement) -> TrialResult:
         result = _attempt_again(order, placement, result.failure)
     if placement.world_size > 1 and placement.num_nodes == 1 and _did_not_start(result):
         assert result.failure is not None
+        if not order.run_dir.config.exists():  # another process has taken the fold
+            return result
         _FAILED_STARTS.add(attempted)
         order.on_notice(f"the distributed start failed, falling back to one process: {result.failure.message}")
         result = _attempt(order, alone)

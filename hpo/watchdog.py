@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from hpo.console import duration
@@ -33,11 +33,6 @@ class Watchdog:
         now = self._clock()
         self._jobs[label] = _Watched(began=now, heard=now)
 
-    def wait(self, label: JobLabel) -> None:
-        """A job waits for devices, and none of its time has gone by."""
-        if label in self._jobs:
-            self.start(label)
-
     def hear(self, label: JobLabel) -> None:
         """Rank 0 of a job tells something, which it can only where the others keep step."""
         self._jobs[label].heard = self._clock()
@@ -50,9 +45,14 @@ class Watchdog:
         """A trial is over."""
         self._trials.pop(trial, None)
 
-    def overdue(self) -> dict[JobLabel, Failure]:
-        """Each job that is to be ended, and what is to be said of it."""
-        found = {label: self._failure(label, watched) for label, watched in self._jobs.items()}
+    def overdue(self, waiting: Collection[JobLabel] = ()) -> dict[JobLabel, Failure]:
+        """Each job that is to be ended, and what is to be said of it; the time of one that waits for devices has not
+        begun.
+        """
+        for label in self._jobs.keys() & {*waiting}:
+            self.start(label)
+        running = self._jobs.keys() - {*waiting}
+        found = {label: self._failure(label, self._jobs[label]) for label in running}
         return {label: failure for label, failure in found.items() if failure}
 
     def _failure(self, label: JobLabel, watched: _Watched) -> Failure | None:

@@ -34,6 +34,11 @@ class FailureKind(StrEnum):
     HANG = "hang"
     TIMEOUT = "timeout"
 
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same job is likely to go well another time."""
+        return self in (FailureKind.INFRASTRUCTURE, FailureKind.SIGNAL, FailureKind.HANG)
+
 
 class TrainingError(Exception):
     """Base of every error this package raises on purpose."""

@@ -112,10 +112,11 @@ def _fold_epochs(chain: Sequence[FrozenTrial], study: optuna.Study, axis: StepAx
 
 def _fold_epochs_on_disk(chain: Sequence[FrozenTrial], study: optuna.Study, axis: StepAxis) -> int:
     """All of the folds that have ended, and of others what their run directories say, which the trials share."""
-    scores, folder = chain[-1].user_attrs.get(FOLD_SCORES, []), trial_folder(study, chain[-1])
+    scores = chain[-1].user_attrs.get(FOLD_SCORES, [])
     ended = {fold for fold, score in enumerate(scores) if score is not None}
     begun, epochs = set(range(axis.num_folds)) - ended, _epochs(chain[-1], study, axis)
-    trained = sum(min(epochs, num_evaluated(RunDir(folder / f"fold_{fold}"))) for fold in begun)
+    run_dirs = [[RunDir(trial_folder(study, each) / f"fold_{fold}") for each in chain] for fold in begun]
+    trained = sum(min(epochs, max(map(num_evaluated, of_fold))) for of_fold in run_dirs)
     return len(ended) * epochs + trained
 
 

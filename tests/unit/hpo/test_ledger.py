@@ -111,7 +111,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(WORKERS))
     def recover(self, worker: int) -> None:
-        lost = [number for number, known in self.known_running() if known.expires <= self.now]
+        others = [(number, known) for number, known in self.known_running() if known.holder != worker]
+        lost = [number for number, known in others if known.expires <= self.now]
         assert recover(self.studies[worker]) == lost
         for number in lost:
             self.cut_short(number)

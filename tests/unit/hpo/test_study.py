@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -25,7 +24,7 @@ from optuna.trial import TrialState, create_trial
 
 from hpo.definition import StudyDefinition
 from hpo.errors import NoBestTrialError, StudyChangedError, StudyNotFoundError
-from hpo.ledger import Holder, LedgerStorage, ledger_of, this_process
+from hpo.ledger import Holder, LedgerStorage, ledger_of, this_host, this_process
 from hpo.storage import open_storage
 from hpo.study import (
     IDENTITY,
@@ -528,10 +527,15 @@ def test_a_sweep_with_an_interrupted_trial_samples_what_an_uninterrupted_one_doe
 # Recovered
 
 
+def holder_of(process: subprocess.Popen[bytes]) -> Holder:
+    began = psutil.Process(process.pid).create_time() - psutil.boot_time()
+    return Holder(this_host(), process.pid, began)
+
+
 def dead_process() -> Holder:
     """One that was killed."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    holder = Holder(socket.gethostname(), process.pid, psutil.Process(process.pid).create_time())
+    holder = holder_of(process)
     process.kill()
     process.communicate()
     return holder
@@ -552,7 +556,7 @@ def test_a_trial_belongs_to_the_process_that_asked_for_it(memory: RDBStorage) ->
     ask(study, definition)
     (held,) = ledger_of(study).held(study._study_id)
     assert held.holder == this_process()
-    assert (held.holder.host, held.holder.pid) == (socket.gethostname(), os.getpid())
+    assert (held.holder.host, held.holder.pid) == (this_host(), os.getpid())
     assert running_here(study) == [0]
 
 
@@ -583,7 +587,7 @@ def test_a_dead_process_that_nobody_waited_for_is_dead(memory: RDBStorage) -> No
     definition = define()
     study = open_study(definition, memory)
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    asked(study, definition, Holder(socket.gethostname(), process.pid, psutil.Process(process.pid).create_time()))
+    asked(study, definition, holder_of(process))
     assert recover(study) == []
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended and stays a zombie
@@ -596,8 +600,8 @@ def test_a_trial_killed_before_it_was_sampled_leaves_its_place_to_another(memory
     study = open_study(definition, memory)
     ledger_of(study)._holder = dead_process()
     study.ask()
-    assert recover(study) == [0]
     ledger_of(study)._holder = None
+    assert recover(study) == [0]
     assert places_taken(study) == 0
     assert set(ask(study, definition)[1]) == set(PLAIN)
 

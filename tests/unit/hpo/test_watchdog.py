@@ -22,8 +22,8 @@ def watch(**limits: float) -> tuple[Watchdog, Clock]:
     return Watchdog(RecoveryConfig.model_validate({"no_progress_timeout": 60, **limits}), clock), clock
 
 
-def kinds(watchdog: Watchdog) -> dict[JobLabel, FailureKind]:
-    return {label: failure.kind for label, failure in watchdog.overdue().items()}
+def kinds(watchdog: Watchdog, *waiting: JobLabel) -> dict[JobLabel, FailureKind]:
+    return {label: failure.kind for label, failure in watchdog.overdue(waiting).items()}
 
 
 def test_a_job_that_tells_nothing_hangs_and_one_that_does_does_not() -> None:
@@ -40,13 +40,12 @@ def test_a_job_that_tells_nothing_hangs_and_one_that_does_does_not() -> None:
 
 
 def test_a_job_that_waits_for_devices_does_not_hang() -> None:
-    watchdog, clock = watch(fold_timeout=80)
+    watchdog, clock = watch(fold_timeout=80, trial_timeout=80)
     watchdog.start(FIRST)
     for clock.now in (50.0, 100.0):
-        watchdog.wait(FIRST)
+        assert kinds(watchdog, FIRST, SECOND) == {}
     clock.now = 150.0
     assert kinds(watchdog) == {}
-    watchdog.wait(SECOND)  # it has ended
     clock.now = 161.0
     assert kinds(watchdog) == {FIRST: FailureKind.HANG}
 
