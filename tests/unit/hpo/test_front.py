@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo import show
@@ -17,6 +16,7 @@ from hpo.definition import StudyDefinition
 from hpo.errors import HpoError, NoBestTrialError
 from hpo.front import FrontRace, front_of
 from hpo.history import HistorySampler
+from hpo.ledger import LedgerStorage
 from hpo.price import price_of
 from hpo.reporting.summary import describe_front, describe_status
 from hpo.selection import chosen_trial
@@ -32,14 +32,14 @@ DIRECTIONS = ["maximize", "minimize"]
 
 
 @pytest.fixture
-def storage() -> Iterator[RDBStorage]:
-    opened = RDBStorage("sqlite://")
+def storage() -> Iterator[LedgerStorage]:
+    opened = LedgerStorage("sqlite://")
     yield opened
     opened.engine.dispose()
 
 
 @pytest.fixture
-def study(storage: RDBStorage) -> optuna.Study:
+def study(storage: LedgerStorage) -> optuna.Study:
     return optuna.create_study(storage=storage, directions=DIRECTIONS)
 
 
@@ -83,7 +83,7 @@ def test_the_front_is_that_of_optuna_however_trials_come(study: optuna.Study) ->
     assert [trial.values for trial in front_of(study)] == sorted((t.values for t in study.best_trials), reverse=True)
 
 
-def test_without_a_feasible_trial_there_is_no_front(storage: RDBStorage, tmp_path: Path) -> None:
+def test_without_a_feasible_trial_there_is_no_front(storage: LedgerStorage, tmp_path: Path) -> None:
     study = told_study(storage, tmp_path, flat(0.9, 10, violation=1.0))
     with pytest.raises(NoBestTrialError, match="has no completed trial yet that keeps its constraints; see hpo status"):
         front_of(study)
@@ -164,7 +164,7 @@ def definition(root: Path, sampler: str, **changes: Any) -> StudyDefinition:
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "qmc", "grid"])
 def test_every_sampler_goes_on_after_stopped_failed_and_infeasible_trials(
-    storage: RDBStorage, tmp_path: Path, sampler: str
+    storage: LedgerStorage, tmp_path: Path, sampler: str
 ) -> None:
     demo = definition(tmp_path, sampler)
     study = open_study(demo, storage)
@@ -207,14 +207,14 @@ def test_a_stopped_trial_teaches_the_sampler_its_estimate_of_every_objective(stu
 # What is shown, and chosen
 
 
-def told_study(storage: RDBStorage, root: Path, *trials: FrozenTrial) -> optuna.Study:
+def told_study(storage: LedgerStorage, root: Path, *trials: FrozenTrial) -> optuna.Study:
     study = open_study(definition(root, "random"), storage)
     study.add_trials(trials)
     return study
 
 
 def test_the_trials_of_the_front_are_described_by_each_objective_the_best_in_the_first_one_first(
-    storage: RDBStorage, tmp_path: Path
+    storage: LedgerStorage, tmp_path: Path
 ) -> None:
     study = told_study(storage, tmp_path, flat(0.5, 1.0), flat(0.9, 2.0), flat(0.4, 1.5))
     front = describe_front(study)
@@ -226,7 +226,7 @@ def test_the_trials_of_the_front_are_described_by_each_objective_the_best_in_the
     assert describe_status(study).front == [0, 1]
 
 
-def test_the_status_counts_the_epochs_of_all_folds_of_a_running_trial(storage: RDBStorage, tmp_path: Path) -> None:
+def test_the_status_counts_the_epochs_of_all_folds_of_a_running_trial(storage: LedgerStorage, tmp_path: Path) -> None:
     study = told_study(storage, tmp_path, flat(0.5, 1.0))
     trial = study.ask()
     for fold in range(2):
@@ -240,19 +240,19 @@ def test_the_status_counts_the_epochs_of_all_folds_of_a_running_trial(storage: R
 
 
 def test_the_status_says_how_many_trials_violate_a_constraint(
-    storage: RDBStorage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    storage: LedgerStorage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = told_study(storage, tmp_path, flat(0.5, 1.0), flat(0.9, 2.0, violation=1.0), flat(0.8, 3.0, violation=2.0))
     show.status([describe_status(study)], as_json=False)
     assert "infeasible  2 violate a constraint, by the folds that they ran\n" in capsys.readouterr().out
 
 
-def test_one_trial_is_no_trials(storage: RDBStorage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_trial_is_no_trials(storage: LedgerStorage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     show.status([describe_status(told_study(storage, tmp_path, flat(0.5, 1.0)))], as_json=False)
     assert "1 trial that no other dominates: 0\n" in capsys.readouterr().out
 
 
-def test_what_a_fold_took_under_another_constraint_is_its_price_too(storage: RDBStorage, tmp_path: Path) -> None:
+def test_what_a_fold_took_under_another_constraint_is_its_price_too(storage: LedgerStorage, tmp_path: Path) -> None:
     study = told_study(storage, tmp_path, flat(0.5, 1.0))
     study.ask().set_user_attr(FOLD_TIMES, [[3.0, 1]])
     other = definition(tmp_path, "random", study="other", constraints=[])
@@ -261,7 +261,7 @@ def test_what_a_fold_took_under_another_constraint_is_its_price_too(storage: RDB
     assert (measured.study, measured.fold_s) == ("demo_random", 3.0)
 
 
-def test_a_trial_to_train_is_named_and_is_one_of_the_front(storage: RDBStorage, tmp_path: Path) -> None:
+def test_a_trial_to_train_is_named_and_is_one_of_the_front(storage: LedgerStorage, tmp_path: Path) -> None:
     study = told_study(storage, tmp_path, flat(0.5, 1.0), flat(0.9, 2.0), flat(0.4, 1.5))
     with pytest.raises(HpoError, match="the folder of trial 0, .*, is gone: .*; no other is there"):
         chosen_trial(study, "best", None, 0)

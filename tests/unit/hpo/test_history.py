@@ -9,11 +9,11 @@ from typing import Any
 import optuna
 import pytest
 from optuna.samplers import GPSampler
-from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.history import NUM_GOOD, HistorySampler, best_and_newest, with_common_constraints
+from hpo.ledger import LedgerStorage
 from hpo.study import ask, open_study
 from hpo.study_config import SamplerConfig
 from hpo.tally import REVIVES
@@ -21,8 +21,8 @@ from tests.many_trials import add_finished_trials, define_six
 
 
 @pytest.fixture
-def memory() -> Iterator[RDBStorage]:
-    opened = RDBStorage("sqlite://")
+def memory() -> Iterator[LedgerStorage]:
+    opened = LedgerStorage("sqlite://")
     yield opened
     opened.engine.dispose()
 
@@ -64,7 +64,7 @@ def test_a_trial_that_violates_a_constraint_is_not_among_the_best() -> None:
 
 
 @pytest.mark.parametrize("directions", [["minimize"], ["minimize", "maximize"]])
-def test_gp_goes_on_where_only_some_trials_know_a_constraint(memory: RDBStorage, directions: list[str]) -> None:
+def test_gp_goes_on_where_only_some_trials_know_a_constraint(memory: LedgerStorage, directions: list[str]) -> None:
     study = optuna.create_study(storage=memory, directions=directions)
     for number in range(6):
         study.sampler = HistorySampler(GPSampler(seed=0, n_startup_trials=2))
@@ -78,7 +78,7 @@ def test_gp_goes_on_where_only_some_trials_know_a_constraint(memory: RDBStorage,
     assert {tuple(trial.constraints) for trial in with_common_constraints(study.trials)} == {("size",)}
 
 
-def sampled_after(storage: RDBStorage, root: Path, count: int, **sampler: Any) -> dict[str, Any]:
+def sampled_after(storage: LedgerStorage, root: Path, count: int, **sampler: Any) -> dict[str, Any]:
     """What the next trial of a study of `count` trials gets."""
     definition = define_six(root, study=f"{count}-{sampler}".translate({ord(each): "_" for each in "{}': ,"}))
     chosen = SamplerConfig(name="tpe", seed=3, **sampler)
@@ -89,7 +89,7 @@ def sampled_after(storage: RDBStorage, root: Path, count: int, **sampler: Any) -
 
 
 def test_a_study_within_the_bound_is_sampled_as_without_one_and_a_longer_one_is_not(
-    memory: RDBStorage, tmp_path: Path
+    memory: LedgerStorage, tmp_path: Path
 ) -> None:
     assert sampled_after(memory, tmp_path, 90, max_history=100) == sampled_after(memory, tmp_path, 90)
     assert sampled_after(memory, tmp_path, 300, max_history=100) != sampled_after(memory, tmp_path, 300)
