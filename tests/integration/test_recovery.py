@@ -23,7 +23,7 @@ def give_up(workplace: Path, limits: str) -> None:
 
 @pytest.mark.parametrize("strategy", [ONE_RANK, TWO_RANKS], ids=["alone", "ddp"])
 def test_a_rank_that_was_stopped_is_found_and_its_trial_goes_on(workplace: Path, strategy: tuple[str, str]) -> None:
-    give_up(workplace, "no_progress_timeout: 6s")
+    give_up(workplace, "no_progress_timeout: 15s")
     process = start_hpo("sweep", "--study", "digits", "--trials", "1", "--set", "training.epochs=300", *strategy)
     wait_for(workplace / "runs/digits/trial_0000/fold_0/metrics.jsonl", process)
     stopped = ranks_under(workplace)[-1]
