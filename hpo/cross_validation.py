@@ -10,6 +10,7 @@ from typing import Any
 
 from hpo.criteria import Criteria, Score, mean_score
 from hpo.events import JobLabel
+from hpo.fold_ledger import Facts
 from hpo.job import Job
 from hpo.search_space import VOLATILE
 from hpo.trial import JobStatus, TrialResult
@@ -118,19 +119,23 @@ class Folds:
         label, fold = self.next_label, self._to_start.pop(0)
         own = {"cross_validation.fold": fold, "cross_validation.split_id": self.split_id, "output.save_model": False}
         own["output.pause_after"] = self._until if self._until < self.config.training.epochs else None
-        run_dir = self._running[fold] = self._run_dir(fold)
+        run_dir = self._running[fold] = self.run_dir(fold)
         config, resume = self.config.with_values({**own, **changes}), fold in self.begun
         return Job(label=label, config=config, run_dir=run_dir, resume=resume)
 
-    def take_over(self) -> list[tuple[int, int, Score]]:
+    def take_over(self, known: Mapping[int, Facts]) -> list[tuple[int, int, Score]]:
         """Go on where the trial was that left these run directories; call it before the first fold starts.
 
-        Folds that ended count with their scores, and those that have a checkpoint go on from it. A run directory that
-        is damaged, or of another configuration, is trained anew. Returns the values it need not hear again.
+        Folds that ended count with their scores: those that are `known` to have, whatever has become of their run
+        directory. Those that have a checkpoint go on from it. A run directory that is damaged, or of another
+        configuration, is trained anew. Returns the values it need not hear again.
         """
         values: list[tuple[int, int, Score]] = []
         for fold in [*self._to_start]:
-            if (found := _left_behind(self._run_dir(fold), self.config, self._criteria)) is None:
+            found = _left_behind(self.run_dir(fold), self.config, self._criteria)
+            if fold in known:
+                found = _of(known[fold], found)
+            if found is None:
                 continue
             self._metrics |= {fold: found.metrics} if found.metrics else {}
             values += [(fold, epoch, value) for epoch, value in found.values.items()]
@@ -152,7 +157,8 @@ class Folds:
         fold = self._to_start[0]
         return range(self._reached[fold] if fold in self.begun else 0, self._until)
 
-    def _run_dir(self, fold: int) -> RunDir:
+    def run_dir(self, fold: int) -> RunDir:
+        """Where a fold is trained."""
         return RunDir(self._folder / f"fold_{fold}")
 
     def hear(self, fold: int, record: Record) -> None:
@@ -207,6 +213,18 @@ class Folds:
             with contextlib.suppress(FileNotFoundError):  # not there yet
                 run_dir.request_stop(keeps_checkpoint=goes_on)
 
+    @property
+    def ended(self) -> list[int]:
+        """Folds that ran to their end."""
+        return sorted(self._scores)
+
+    def facts(self, fold: int) -> Facts | None:
+        """What is known of a fold that ran to its end; None of another."""
+        if fold not in self._scores:
+            return None
+        epochs, metrics = self.config.training.epochs, self._metrics[fold]
+        return Facts(score=self._scores[fold], metrics=metrics, epochs=epochs, split_id=self.split_id)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _LeftBehind:
@@ -244,6 +262,13 @@ def _left_behind(run_dir: RunDir, config: JobConfig, criteria: Criteria) -> _Lef
         score=criteria.score(over.metrics) if over else None,
         split_id=outcome.split_id if outcome else None,
     )
+
+
+def _of(facts: Facts, found: _LeftBehind | None) -> _LeftBehind:
+    """Of a fold that is known to have ended; the values of its epochs are those that were `found`."""
+    values = {**(found.values if found else {}), facts.epochs: facts.score}
+    metrics, split_id = facts.metrics, facts.split_id
+    return _LeftBehind(values=values, metrics=metrics, epoch=facts.epochs, score=facts.score, split_id=split_id)
 
 
 def _computes(config: JobConfig) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import optuna
 import psutil
@@ -30,10 +30,14 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Column, Float, Integer, MetaData, String, Table, delete, insert, literal, select, update
+from sqlalchemy import Float, delete, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from hpo import fold_ledger
+from hpo.fold_ledger import FoldRow
+from hpo.ledger_tables import folds, leases, tables
+from hpo.patience import Patience
 from hpo.tally import INTERRUPTED
 
 LEASE_S = 180.0
@@ -47,17 +51,6 @@ DATABASE_TIME = {
     "postgresql": "extract(epoch from clock_timestamp())",
 }
 """Seconds since 1970, by the databases whose locks this relies on."""
-
-_tables = MetaData()
-_leases = Table(
-    "hpo_leases",
-    _tables,
-    Column("trial_id", Integer, primary_key=True, autoincrement=False),
-    Column("host", String(255), nullable=False),
-    Column("pid", Integer, nullable=False),
-    Column("since", Float(53), nullable=False),
-    Column("expires", Float(53), nullable=False),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +118,26 @@ class Held:
         return self.is_expired or self.holder.is_dead
 
 
+Parameters = ParamSpec("Parameters")
+Value = TypeVar("Value")
+Method = Callable[Concatenate["LedgerStorage", Parameters], Value]
+
+
+def _patient(method: Method[Parameters, Value]) -> Method[Parameters, Value]:
+    """`method`, a transaction of its own, tried again while the database is away."""
+
+    @functools.wraps(method)
+    def tried_again(self: LedgerStorage, /, *args: Parameters.args, **named: Parameters.kwargs) -> Value:
+        return self.patience(lambda: method(self, *args, **named))
+
+    return tried_again
+
+
 class LedgerStorage(RDBStorage):
-    """Optuna's storage in which each RUNNING trial has a lease, in a table of its own. Any thread may call."""
+    """Optuna's storage in which each RUNNING trial has a lease, and each fold a row, in tables of their own.
+
+    Any thread may call.
+    """
 
     def __init__(
         self,
@@ -137,10 +148,12 @@ class LedgerStorage(RDBStorage):
         clock: Callable[[], float] | None = None,
     ) -> None:
         """`holder` and `clock` are this process and the database's time, unless a test says otherwise."""
+        self.patience = Patience()
+        """With a database that is away."""
         super().__init__(url, engine_kwargs)
         if self.engine.name not in DATABASE_TIME:
             raise RuntimeError(f"{self.engine.name} is none of {', '.join(DATABASE_TIME)}")
-        _tables.create_all(self.engine)
+        tables.create_all(self.engine)
         self._holder, self._clock = holder, clock
 
     @property
@@ -148,11 +161,12 @@ class LedgerStorage(RDBStorage):
         """Of the trials that are asked for here."""
         return self._holder or this_process()
 
+    @_patient
     def held(self, study_id: int) -> list[Held]:
         """The RUNNING trials of a study, by number. One without a lease gets one that nobody holds."""
-        trial, is_leased = models.TrialModel, _leases.c.trial_id == models.TrialModel.trial_id
-        lease = (_leases.c.host, _leases.c.pid, _leases.c.since, _leases.c.expires, _leases.c.expires <= self._now())
-        chosen = select(trial.trial_id, trial.number, *lease).outerjoin(_leases, is_leased).order_by(trial.number)
+        trial, is_leased = models.TrialModel, leases.c.trial_id == models.TrialModel.trial_id
+        lease = (leases.c.host, leases.c.pid, leases.c.since, leases.c.expires, leases.c.expires <= self._now())
+        chosen = select(trial.trial_id, trial.number, *lease).outerjoin(leases, is_leased).order_by(trial.number)
         chosen = chosen.where(trial.study_id == study_id, trial.state == TrialState.RUNNING)
         with self.engine.connect() as connection:
             rows = connection.execute(chosen).all()
@@ -169,17 +183,19 @@ class LedgerStorage(RDBStorage):
         common = {"host": host, "pid": pid, "since": since, "expires": self._now() + LEASE_S}
         for trial_id in trial_ids:
             with suppress(IntegrityError), self.engine.begin() as connection:  # another process was first
-                connection.execute(insert(_leases).values(trial_id=trial_id, **common))
+                connection.execute(insert(leases).values(trial_id=trial_id, **common))
 
+    @_patient
     def renew(self, trial_ids: Iterable[int]) -> set[int]:
         """Hold these trials for another LEASE_S. Returns those that are held; the others are over, for us."""
         trial = models.TrialModel
         running = select(trial.trial_id).where(trial.trial_id.in_([*trial_ids]), trial.state == TrialState.RUNNING)
-        ours = (_leases.c.trial_id.in_(running), *self._is_ours())
+        ours = (leases.c.trial_id.in_(running), *self._is_ours())
         with self.engine.begin() as connection:
-            connection.execute(update(_leases).where(*ours).values(expires=self._now() + LEASE_S))
-            return set(connection.scalars(select(_leases.c.trial_id).where(*ours)))
+            connection.execute(update(leases).where(*ours).values(expires=self._now() + LEASE_S))
+            return set(connection.scalars(select(leases.c.trial_id).where(*ours)))
 
+    @_patient
     def hand_over(self, trial_id: int, successor: FrozenTrial | None, *, seen: Held | None = None) -> bool:
         """End a RUNNING trial as interrupted and queue its `successor`, if there is to be one.
 
@@ -187,7 +203,7 @@ class LedgerStorage(RDBStorage):
         """
         with self._transaction(trial_id) as session:
             trial = _locked(session, trial_id)
-            lease = session.execute(select(_leases.c.expires).where(_leases.c.trial_id == trial_id)).first()
+            lease = session.execute(select(leases.c.expires).where(leases.c.trial_id == trial_id)).first()
             if trial.state is not TrialState.RUNNING or (seen and lease != (seen.expires,)):
                 return False
             self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, INTERRUPTED, True)
@@ -197,6 +213,7 @@ class LedgerStorage(RDBStorage):
             self._release(session, trial_id)
         return True
 
+    @_patient
     def succeed(self, trial_id: int, successor: FrozenTrial) -> bool:
         """Queue the `successor` of a trial that is over, unless it has one. Returns whether this did."""
         with self._transaction(trial_id) as session:
@@ -204,6 +221,19 @@ class LedgerStorage(RDBStorage):
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """As Optuna's; what begins to run is leased, and what is told was not over, also on SQLite."""
+        asked = trial_id, state, values
+        return self.patience.until(
+            lambda is_again: (is_again and self._is_in_state(*asked)) or self._set_state_values(*asked)
+        )
+
+    def _is_in_state(self, trial_id: int, state: TrialState, values: Sequence[float] | None) -> bool:
+        """Whether this process has set it, when the connection broke before it heard so."""
+        trial = self.get_trial(trial_id)
+        if trial.state is not state or state is not TrialState.RUNNING:
+            return trial.state is state and trial.values == values and INTERRUPTED not in trial.user_attrs
+        return trial_id in self.renew([trial_id])
+
+    def _set_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None) -> bool:
         with self._transaction(trial_id) as session:
             if state is TrialState.RUNNING:
                 if _locked(session, trial_id).state is not TrialState.WAITING:
@@ -219,6 +249,23 @@ class LedgerStorage(RDBStorage):
             self._lease(session, trial.trial_id)
         return trial
 
+    @_patient
+    def write_fold(self, trial_id: int, row: FoldRow) -> bool:
+        """Keep what has come of a fold. Returns False, and changes nothing, where we do not hold the trial."""
+        with self._transaction(trial_id) as session:
+            is_ours = select(leases.c.trial_id).where(leases.c.trial_id == trial_id, *self._is_ours())
+            is_held = session.execute(is_ours).first() is not None
+            if is_held:
+                fold_ledger.write(session, trial_id, row)
+        return is_held
+
+    @_patient
+    def folds(self, trial_id: int) -> list[FoldRow]:
+        """What has come of the folds of a trial, by number."""
+        with self.engine.connect() as connection:
+            chosen = select(folds).where(folds.c.trial_id == trial_id).order_by(folds.c.fold)
+            return fold_ledger.read(connection.execute(chosen).all())
+
     def _queue(self, session: Session, trial: Any, successor: FrozenTrial) -> bool:
         models.StudyModel.find_or_raise_by_id(trial.study_id, session, for_update=True)  # numbers are given one by one
         attribute = models.TrialUserAttributeModel
@@ -232,11 +279,12 @@ class LedgerStorage(RDBStorage):
 
     def _lease(self, session: Session, trial_id: int) -> None:
         self._release(session, trial_id)  # of an earlier trial: SQLite gives the ids of deleted studies again
+        fold_ledger.forget(session, trial_id)
         row = dict(zip(("host", "pid", "since"), astuple(self.holder), strict=True))
-        session.execute(insert(_leases).values(trial_id=trial_id, expires=self._now() + LEASE_S, **row))
+        session.execute(insert(leases).values(trial_id=trial_id, expires=self._now() + LEASE_S, **row))
 
     def _release(self, session: Session, trial_id: int) -> None:
-        session.execute(delete(_leases).where(_leases.c.trial_id == trial_id))
+        session.execute(delete(leases).where(leases.c.trial_id == trial_id))
 
     @contextmanager
     def _transaction(self, trial_id: int) -> Iterator[Session]:
@@ -246,7 +294,7 @@ class LedgerStorage(RDBStorage):
         """
         session = self.scoped_session()
         try:
-            session.execute(update(_leases).where(_leases.c.trial_id == trial_id).values(trial_id=trial_id))
+            session.execute(update(leases).where(leases.c.trial_id == trial_id).values(trial_id=trial_id))
             yield session
             session.commit()
         except BaseException:
@@ -257,12 +305,38 @@ class LedgerStorage(RDBStorage):
 
     def _is_ours(self) -> tuple[sqlalchemy.ColumnElement[bool], ...]:
         holder = self.holder
-        return _leases.c.host == holder.host, _leases.c.pid == holder.pid, _leases.c.since == holder.since
+        return leases.c.host == holder.host, leases.c.pid == holder.pid, leases.c.since == holder.since
 
     def _now(self) -> sqlalchemy.ColumnElement[float]:
         if self._clock is not None:
             return literal(self._clock())
         return sqlalchemy.literal_column(DATABASE_TIME[self.engine.name], Float(53))
+
+
+TRANSACTIONS = (
+    "create_new_study",
+    "delete_study",
+    "set_study_user_attr",
+    "set_study_system_attr",
+    "get_study_id_from_name",
+    "get_study_name_from_id",
+    "get_study_directions",
+    "get_study_user_attrs",
+    "get_study_system_attrs",
+    "get_all_studies",
+    "_create_new_trial",
+    "_set_trial_param",
+    "set_trial_intermediate_value",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+    "get_trial_id_from_study_id_trial_number",
+    "get_trial",
+    "_get_trials",
+    "_get_best_trial_id",
+)
+"""What studies and trials call of Optuna's storage, through its cache."""
+for _name in TRANSACTIONS:
+    setattr(LedgerStorage, _name, _patient(getattr(RDBStorage, _name)))
 
 
 def _locked(session: Session, trial_id: int) -> Any:

@@ -32,7 +32,7 @@ from hpo.events import (
     SweepStarted,
     TrialState,
 )
-from hpo.ledger import LEASE_S, ledger_of
+from hpo.ledger import ledger_of
 from hpo.resources import Resources
 from hpo.slots import Slots
 from hpo.spending import Meter, budget_of, fold_times, spent
@@ -55,6 +55,8 @@ from training.errors import Failure, FailureKind
 
 ATTEND_S = 5.0
 """How often a sweep says that it lives, and looks whether others do."""
+OUTAGE_S, LAST_OUTAGE_S = 900.0, 5.0
+"""How long a sweep waits for a database that is away, while its jobs train on; and at its end."""
 HOPELESS_AFTER = 3
 """A sweep ends when this many first trials all fail in the same way, for a reason that no hyperparameter explains."""
 BLAMELESS = (
@@ -92,7 +94,9 @@ class Sweep:
         """`began` is when the command did, by `clock`; the deadline counts from there."""
         self._definition, self._study, self._listen, self._clock = definition, study, listen, clock
         self._started = 0.0
-        self._last_look = self._last_renewal = clock()
+        self._patience = ledger_of(study).patience
+        self._patience.say = self._say
+        self._last_look = clock()
         self._budget, self._meter = budget_of(definition), Meter(clock)
         self._deadline = self._deadline_from(clock() if began is None else began)
         self._failures: list[Failure | None] = []
@@ -118,7 +122,7 @@ class Sweep:
 
     def run(self) -> None:
         """Evaluate trials until the budget is spent. On Ctrl-C the running trials are queued again."""
-        interrupted = True
+        interrupted, self._patience.lasts_s = True, OUTAGE_S
         try:
             self._listen(self._opening())
             self._recover()
@@ -131,12 +135,14 @@ class Sweep:
             interrupted = False
         except BaseException as error:
             interruption.hear()
+            self._patience.lasts_s = LAST_OUTAGE_S
             self._end_jobs()
             if isinstance(error, KeyError) and self._study.study_name not in study_names(self._study._storage):
                 raise StudyNotFoundError(f"study '{self._study.study_name}' was deleted while it ran") from error
             self._give_back(error)
             raise
         finally:
+            self._patience.lasts_s = LAST_OUTAGE_S
             self._listen(SweepFinished(interrupted=interrupted))
 
     def _work(self) -> None:
@@ -163,12 +169,7 @@ class Sweep:
         if silent < ATTEND_S:
             return
         self._last_look = self._clock()
-        try:
-            self._renew()
-        except (SQLAlchemyError, StorageInternalError) as error:
-            if self._clock() - self._last_renewal > LEASE_S:
-                raise
-            return self._say(f"the study's database does not answer, trying again: {str(error).splitlines()[0]}")
+        self._renew()
         if silent > 2 * ATTEND_S:  # busy or suspended: what was told meanwhile is still to be heard
             return
         self._recover()
@@ -183,7 +184,6 @@ class Sweep:
         for lost in ours.keys() - ledger_of(self._study).renew(ours):
             self._running[ours[lost]].folds.stopped = ENDED_FROM_OUTSIDE  # and it may go on elsewhere
             self._call_off(ours[lost])
-        self._last_renewal = self._clock()
 
     def _is_lost(self, running: Running) -> bool:
         trial_id = running.trial._trial_id
@@ -197,7 +197,7 @@ class Sweep:
 
     def _recover(self) -> None:
         """Queue the trials again that nobody evaluates any more."""
-        for number in recover(self._study):
+        for number in recover(self._study, self._running):
             self._asks = True
             self._trials.finished(number, TrialState.FAIL, reason="its process ended; queued again")
 
@@ -233,7 +233,9 @@ class Sweep:
             label = running.folds.next_label
             self._deadline.start(label, running.folds.next_epochs)
             self._watchdog.start(label)
-            self._slots.start(running.folds.start(self._resources.take(label, num_devices)))
+            job = running.folds.start(self._resources.take(label, num_devices))
+            self._trials.fold_began(running, job)
+            self._slots.start(job)
         return num_devices > 0
 
     def _waiting(self, *, beside_others: bool) -> Running | None:
@@ -282,6 +284,7 @@ class Sweep:
         is_called_off = event.result is None or running.folds.stopped == ENDED_FROM_OUTSIDE
         if event.result is not None and not is_called_off:
             running.folds.finish(event.label.fold, event.result)
+            self._trials.fold_ended(running, event.label.fold, event.result)
         elif running.folds.stopped or running.folds.failure:  # else what ended the job is about to be raised
             running.folds.drop(event.label.fold)
         if running.folds.is_over:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hpo.criteria import objectives_of
 from hpo.definition import StudyDefinition
 from hpo.errors import HpoError, NoBestTrialError, StorageError, StudyChangedError, StudyNotFoundError
+from hpo.fold_ledger import FoldRow
 from hpo.history import HistorySampler
 from hpo.launchers import job_id_prefix, kill_processes
 from hpo.ledger import SUCCEEDS, ledger_of
@@ -188,6 +189,17 @@ def inherit_folds(study: optuna.Study, trial: optuna.Trial) -> None:
                 with contextlib.suppress(OSError):  # then it is trained anew
                     run_dir.rename(folder / run_dir.name)
         number = _trial(study, number).user_attrs.get(SUCCEEDS)
+
+
+def folds_before(study: optuna.Study, trial: optuna.Trial) -> dict[int, FoldRow]:
+    """What has come of the folds of the trials that `trial` goes on with, by fold: of each the last that is known."""
+    found: dict[int, FoldRow] = {}
+    number = trial.user_attrs.get(SUCCEEDS)
+    while number is not None:
+        before = _trial(study, number)
+        found = {row.fold: row for row in ledger_of(study).folds(before._trial_id)} | found
+        number = before.user_attrs.get(SUCCEEDS)
+    return found
 
 
 def identity_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
@@ -423,15 +435,18 @@ def running_here(study: optuna.Study) -> list[int]:
     return [each.number for each in ledger.held(study._study_id) if each.holder == ledger.holder]
 
 
-def recover(study: optuna.Study) -> list[int]:
-    """Queue the trials again of other processes that do not evaluate them any more (kill -9, a lost machine); returns
-    their numbers.
+def recover(study: optuna.Study, ours: Collection[int] | None = None) -> list[int]:
+    """Queue the trials again that nobody evaluates any more (kill -9, a lost machine), and return their numbers.
 
-    What is left of their processes on this machine is killed first. Any number of processes may do this at once.
+    `ours` are those that this process does, None for all that it holds: it was not told of one where the database broke
+    off just as it was given. What is left of their processes on this machine is killed first. Any number of processes
+    may do this at once.
     """
     ledger, recovered = ledger_of(study), []
     for held in ledger.held(study._study_id):
-        if held.is_lost and held.holder != ledger.holder:
+        is_here = held.holder == ledger.holder
+        is_unknown = ours is not None and held.number not in ours
+        if is_unknown if is_here else held.is_lost:
             trial = _trial(study, held.number)
             kill_processes(job_id_prefix(trial_folder(study, trial)))
             if ledger.hand_over(held.trial_id, _successor(trial), seen=held):

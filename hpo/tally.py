@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import groupby
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -33,6 +34,7 @@ from sqlalchemy import and_, bindparam, or_, select
 from sqlalchemy.orm import aliased
 
 from hpo.budget import Told
+from hpo.patience import Patience
 from hpo.stopping.dominance import dominates
 
 INTERRUPTED, CONTINUES, REVIVES = "hpo:interrupted", "hpo:continues", "hpo:revives"
@@ -91,7 +93,8 @@ class Tally:
         backend = getattr(study._storage, "_backend", study._storage)
         if not isinstance(backend, RDBStorage):
             raise TypeError(f"a tally needs a study in a database, not in {type(backend).__name__}")
-        self._storage, self._engine, self._study_id = study._storage, backend.engine, study._study_id
+        self._storage, self._study_id = study._storage, study._study_id
+        self._rows = partial(_rows, backend)
         self._signs = [1.0 if direction is StudyDirection.MAXIMIZE else -1.0 for direction in study.directions]
         self._maximize = self._signs == [1.0]
         self._lock = threading.RLock()
@@ -230,25 +233,18 @@ class Tally:
 
     def attributes(self, key: str) -> list[tuple[int, Any]]:
         """Number and value of an attribute, of all trials that have it, as they are now."""
-        with self._engine.connect() as connection:
-            found = connection.execute(_attributes(self._study_id, key)).all()
-        return [(number, json.loads(value)) for number, value in found]
+        return [(number, json.loads(value)) for number, value in self._rows(_attributes(self._study_id, key))]
 
     def first(self, key: str) -> Any:
         """The attribute of the first trial that has it, null left out. What was found once is not asked for again."""
         if key not in self._first:
-            with self._engine.connect() as connection:
-                found = connection.execute(_attributes(self._study_id, key).limit(1)).first()
-            if found is None:
-                return None
-            self._first[key] = json.loads(found[1])
-        return self._first[key]
+            for _, value in self._rows(_attributes(self._study_id, key).limit(1)):
+                self._first[key] = json.loads(value)
+        return self._first.get(key)
 
     def _read(self) -> None:
         asked = {"from": min(self._open, default=self._last_id), "last": self._last_id, "open": [*self._open]}
-        with self._engine.connect() as connection:
-            rows = connection.execute(self._changed, asked).all()
-        for trial_id, number, state, ended, interrupted, revived in rows:
+        for trial_id, number, state, ended, interrupted, revived in self._rows(self._changed, asked):
             self._num_trials += trial_id > self._last_id
             self._last_id = max(self._last_id, trial_id)
             self._open.pop(trial_id, None)
@@ -314,9 +310,19 @@ class Tally:
         """The rows of `chosen` that belong to the trials `ids`."""
         if not ids:
             return
-        with self._engine.connect() as connection:
-            for start in range(0, len(ids), AT_ONCE):
-                yield from connection.execute(chosen.where(column.in_(ids[start : start + AT_ONCE])))
+        for start in range(0, len(ids), AT_ONCE):
+            yield from self._rows(chosen.where(column.in_(ids[start : start + AT_ONCE])))
+
+
+def _rows(storage: RDBStorage, statement: sqlalchemy.Select[Any], asked: dict[str, Any] | None = None) -> Sequence[Any]:
+    """All that `statement` finds, however long that takes in our own storage."""
+
+    def read() -> Sequence[Any]:
+        with storage.engine.connect() as connection:
+            return connection.execute(statement, asked or {}).all()
+
+    patience: Patience | None = getattr(storage, "patience", None)
+    return read() if patience is None else patience(read)
 
 
 def _reported(number: int, values: Mapping[int, float], found: Mapping[str, Any]) -> Reported:

@@ -20,7 +20,7 @@ from hpo.leases import LeaseCancelled
 from hpo.watch import Watch
 from training.config import JobConfig
 from training.errors import Failure, FailureKind, TrainingError
-from training.run_dir import Event, Record, RunDir, Tail
+from training.run_dir import RANK_KILLED, Event, Record, RunDir, Tail
 
 POLL_INTERVAL_S = 0.05
 LOG_TAIL_BYTES = 4000
@@ -175,7 +175,7 @@ def _attempt(order: _Order, placement: Placement) -> TrialResult:
         order.config.batch_plan(placement.world_size)
         exit_status = _follow(order, placement)
         outcome = run_dir.load_result()  # a written result counts, however the processes ended afterwards
-        failure = None if outcome else run_dir.load_error() or _unexplained(run_dir, placement, exit_status)
+        failure = None if outcome else _failure(run_dir, placement, exit_status)
     except TrainingError as error:  # a batch that cannot be shared; a record that a full disk cut off
         failure = Failure(kind=error.kind, message=str(error))
         run_dir.write_error(failure)
@@ -237,10 +237,17 @@ def _follow(order: _Order, placement: Placement) -> int:
     return job.poll() or 0
 
 
+def _failure(run_dir: RunDir, placement: Placement, exit_status: int) -> Failure:
+    said = None if exit_status == RANK_KILLED else run_dir.load_error()
+    return said or _unexplained(run_dir, placement, exit_status)
+
+
 def _unexplained(run_dir: RunDir, placement: Placement, exit_status: int) -> Failure:
     """No rank could say why. The first act of a rank is to open its log; torchrun's status does not tell a signal."""
     how = f"signal {-exit_status}" if exit_status < 0 else f"exit status {exit_status}"
-    if exit_status >= 0 and not any(run_dir.logs.glob("rank_*.log")):
+    if exit_status == RANK_KILLED:
+        kind, text, how = FailureKind.SIGNAL, "a rank was killed", "signal 9"
+    elif exit_status >= 0 and not any(run_dir.logs.glob("rank_*.log")):
         kind, text = FailureKind.LAUNCH, "the job ended before it began"
     elif exit_status >= 0 and placement.world_size == 1:
         kind, text = FailureKind.USER_CODE, "the job left without a result"

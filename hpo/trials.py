@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,10 @@ from hpo.criteria import Score
 from hpo.cross_validation import Folds
 from hpo.definition import StudyDefinition
 from hpo.events import JobLabel, Listener, Notice, TrialFinished, TrialStarted, TrialState
+from hpo.fold_ledger import FoldRow, FoldState
 from hpo.front import FrontRace
+from hpo.job import Job
+from hpo.ledger import ledger_of
 from hpo.memory_check import CONSTRAINT, MemoryCheck
 from hpo.pruning import Pruner, StepAxis, is_audited
 from hpo.spending import budget_of
@@ -31,6 +34,7 @@ from hpo.study import (
     best_value,
     folder_name,
     folder_of,
+    folds_before,
     inherit_folds,
     known_split,
     num_finished,
@@ -38,6 +42,7 @@ from hpo.study import (
     trial_folder,
 )
 from hpo.tally import AUDIT, CONTINUES, ESTIMATE, FOLD_SCORES, PAUSED, RUNG, VIOLATED, tally_of
+from hpo.trial import JobStatus, TrialResult
 from training.config import JobConfig, dump_yaml
 from training.errors import ConfigError, Failure, FailureKind
 from training.run_dir import write_atomically
@@ -88,6 +93,8 @@ class Running:
     folds: Folds
     runner: Any
     """Its scores, to the rules that stop it."""
+    rows: dict[int, FoldRow] = field(default_factory=dict)
+    """What the study's database knows of its folds, and of those of the trials that it goes on with."""
 
 
 class Trials:
@@ -150,13 +157,39 @@ class Trials:
         """Go on where the trial numbered `begun` was."""
         trial, folds, runner = running.trial, running.folds, running.runner
         inherit_folds(self._study, trial)
-        for fold, epoch, value in folds.take_over():
+        known = folds_before(self._study, trial)
+        running.rows.update(known)
+        for fold, epoch, value in folds.take_over({fold: row.facts for fold, row in known.items() if row.facts}):
             if not isinstance(value, tuple):  # Optuna takes none of several objectives
                 trial.report(value, self._axis.step(fold, epoch))
             self._judge.note(runner, fold, epoch, value)
+        for fold in folds.ended:
+            running.rows.setdefault(fold, _row(running, fold, trained_by=begun))
+            self._keep_fold(running, fold, FoldState.COMPLETE)
         self._say(f"trial {trial.number} goes on where trial {begun} was: {folds}")
         if not folds.is_over:
             folds.stopped = self._audited(running.trial, runner, self._judge.judge_taken_over(runner))
+
+    def fold_began(self, running: Running, job: Job) -> None:
+        """A fold is about to be trained."""
+        fold = job.label.fold
+        assert fold is not None
+        running.rows[fold] = _row(running, fold, trained_by=running.trial.number)
+        self._keep_fold(running, fold, FoldState.RUNNING)
+
+    def fold_ended(self, running: Running, fold: int, result: TrialResult) -> None:
+        """A fold was trained."""
+        ended = {JobStatus.STOPPED: FoldState.STOPPED, JobStatus.FAILED: FoldState.FAILED}
+        self._keep_fold(running, fold, ended.get(result.status, FoldState.COMPLETE))
+
+    def _keep_fold(self, running: Running, fold: int, state: FoldState) -> None:
+        facts = running.folds.facts(fold)
+        if state is FoldState.COMPLETE and facts is None:  # it ended without a score
+            state = FoldState.FAILED
+        row = replace(running.rows[fold], state=state, facts=facts)
+        running.rows[fold] = row
+        if not ledger_of(self._study).write_fold(running.trial._trial_id, row):
+            running.folds.stopped = ENDED_FROM_OUTSIDE
 
     @property
     def first_epochs(self) -> int:
@@ -282,6 +315,18 @@ class Trials:
 
     def _say(self, text: str) -> None:
         self._listen(Notice(message=text))
+
+
+def _row(running: Running, fold: int, trained_by: int) -> FoldRow:
+    """Of a fold that begins, once more where it was begun before."""
+    before = running.rows.get(fold)
+    return FoldRow(
+        fold=fold,
+        state=FoldState.RUNNING,
+        attempt=1 if before is None else before.attempt + 1,
+        trained_by=trained_by,
+        run_dir=str(running.folds.run_dir(fold).path),
+    )
 
 
 def halving_of(definition: StudyDefinition) -> Halving | None:

@@ -32,6 +32,7 @@ from training.config import JobConfig
 from training.main import run_rank_here
 from training.process import die_with_parent, leave, no_garbage_collection, redirect_output, rename
 from training.run_dir import JOB_ID, RunDir
+from training.torchrun import killed_ranks_told
 from training.versions import version_of
 
 ALWAYS = (
@@ -283,7 +284,8 @@ def _run_ranks(run_dir: RunDir, num_ranks: int) -> None:
             logs_specs=DefaultLogsSpecs(log_dir=str(run_dir.logs / "torchrun")),
         )
     _leave_without_ranks()
-    elastic_launch(config, _rank)(str(run_dir.path))
+    with killed_ranks_told():
+        elastic_launch(config, _rank)(str(run_dir.path))
 
 
 def _leave_without_ranks() -> None:

@@ -23,6 +23,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -37,6 +38,8 @@ Value = TypeVar("Value")
 
 JOB_ID, PARENT_PID = "HPO_JOB_ID", "HPO_PARENT_PID"
 """Environment variables that whoever launches a job sets for its ranks: the job's id, the launching process."""
+RANK_KILLED = 128 + signal.SIGKILL
+"""Exit status of an agent one of whose ranks was killed; what the other ranks say then is only of its loss."""
 ENSEMBLE = "ensemble.json"
 """In a folder of run directories: which of their models are to be averaged."""
 ROUNDING = 1e-3

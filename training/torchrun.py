@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from training.process import die_with_parent, no_garbage_collection
+import contextlib
+import signal
+from collections.abc import Iterator
+
+from training.process import die_with_parent, leave, no_garbage_collection
+from training.run_dir import RANK_KILLED
 
 
 def main() -> None:
@@ -11,7 +16,22 @@ def main() -> None:
     with no_garbage_collection():
         from torch.distributed.run import main as torchrun
 
-    torchrun()
+    with killed_ranks_told():
+        torchrun()
+
+
+@contextlib.contextmanager
+def killed_ranks_told() -> Iterator[None]:
+    """Around an agent's work: it leaves with RANK_KILLED when a rank was killed."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        yield
+    except ChildFailedError as error:
+        if any(failure.exitcode == -signal.SIGKILL for failure in error.failures.values()):
+            print(error, flush=True)
+            leave(RANK_KILLED)
+        raise
 
 
 if __name__ == "__main__":

@@ -331,7 +331,7 @@ def test_folds_that_ended_count_and_one_with_a_checkpoint_goes_on_from_it(tmp_pa
     leave(tmp_path, 0, 0.1, 0.5, ended=True)
     leave(tmp_path, 1, 0.2, 0.6, ended=False, saved=1)
     folds = going_on(tmp_path)
-    assert folds.take_over() == [(0, 1, 0.1), (0, 2, 0.5), (1, 1, 0.2)], "the second epoch of fold 1 is heard again"
+    assert folds.take_over({}) == [(0, 1, 0.1), (0, 2, 0.5), (1, 1, 0.2)], "the second epoch of fold 1 is heard again"
     assert str(folds) == "1 of 3 folds are done, 1 begun"
     assert folds.next_epochs == range(1, 2)
     jobs = [folds.start({}) for _ in range(2)]
@@ -346,7 +346,7 @@ def test_a_trial_cut_short_when_all_its_folds_had_ended_is_over(tmp_path: Path) 
     for fold, score in enumerate((0.5, -0.6, 0.7)):
         leave(tmp_path, fold, 0.1, score, ended=True)
     folds = going_on(tmp_path)
-    folds.take_over()
+    folds.take_over({})
     assert folds.is_over and not folds.stopped and folds.scores == (0.5, -0.6, 0.7)
 
 
@@ -354,7 +354,7 @@ def test_what_another_configuration_trained_is_trained_anew(tmp_path: Path) -> N
     leave(tmp_path, 0, 0.1, 0.5, ended=True, **{"optimizer.lr": 0.5})
     leave(tmp_path, 1, 0.1, 0.5, ended=True, **{"distributed.threads_per_rank": 7, "output.root": "elsewhere"})
     folds = going_on(tmp_path)
-    folds.take_over()
+    folds.take_over({})
     assert folds.scores == (None, 0.5, None), "where it ran makes no difference"
 
 
@@ -363,7 +363,7 @@ def test_what_is_damaged_is_trained_anew(tmp_path: Path, file: str) -> None:
     run_dir = leave(tmp_path, 0, 0.1, 0.5, ended=True)
     (run_dir.path / file).write_text("{]\n")
     folds = going_on(tmp_path)
-    assert folds.take_over() == []
+    assert folds.take_over({}) == []
     assert str(folds) == "0 of 3 folds are done, 0 begun"
     assert not folds.start({}).resume
 
@@ -371,7 +371,7 @@ def test_what_is_damaged_is_trained_anew(tmp_path: Path, file: str) -> None:
 def test_a_fold_that_had_been_stopped_is_trained_anew(tmp_path: Path) -> None:
     leave(tmp_path, 0, 0.1, ended=False).write_result(outcome(0.1, stopped=True))
     folds = going_on(tmp_path)
-    assert folds.take_over() == []
+    assert folds.take_over({}) == []
 
 
 # Parking
@@ -479,6 +479,6 @@ def test_folds_are_taken_over_with_every_metric_that_is_asked_for_or_trained_ane
     config = JobConfig.model_validate({"cross_validation": {"folds": 3}, "training": {"epochs": 2}})
     for judges, num_left in ((criteria("accuracy", accuracy=0.2), 2), (criteria("accuracy", parameters=1.0), 3)):
         folds = Folds(config, tmp_path, JobLabel(study="demo", trial=9), judges, lambda *heard: "")
-        folds.take_over()
+        folds.take_over({})
         assert folds.num_left == num_left
         assert folds.violations == ({"accuracy.at_most": 0.3} if num_left == 2 else {})

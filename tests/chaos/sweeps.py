@@ -1,0 +1,131 @@
+"""Real sweeps on small data in a folder of their own, run until they end by themselves while a nemesis is at work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.history import History, processes_of
+from tests.chaos.nemesis import Nemesis
+
+CHECKOUT = Path(__file__).parents[2]
+NUM_FOLDS = 3
+GONE_WITHIN_S = 5.0
+"""After its orchestrator was killed, nothing of a job lives longer."""
+STUDY = """\
+study: chaos
+base: {checkout}/config/train.yaml
+config:
+  task: image_classification
+  data: {{name: digits, max_samples: 300}}
+  model: {{architecture: mlp, hidden_size: 16, num_hidden_layers: 1, dropout: 0.1}}
+  training: {{epochs: {epochs}, global_batch_size: 32}}
+  distributed: {{strategy: {strategy}, devices: {devices}, accelerator: cpu, threads_per_rank: 1}}
+objective: {{metric: accuracy, direction: maximize}}
+cross_validation: {{folds: {folds}}}
+search_space:
+  optimizer.lr: {{float: [1e-3, 1e-1], log: true}}
+  model.dropout: {{float: [0.0, 0.5]}}
+sampler: {{name: random, seed: 1}}
+stopping: {{epochs: none, folds: none}}
+recovery: {{max_retries: 1000}}
+budget: {{trials: {trials}}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A study to be swept, and where."""
+
+    folder: Path
+    trials: int
+    epochs: int = 20
+    num_ranks: int = 2
+    storage: str | None = None
+    """SQLAlchemy URL; a SQLite file in the folder when not given."""
+
+    @property
+    def url(self) -> str:
+        return self.storage or f"sqlite:///{self.folder}/runs/studies.db"
+
+    @property
+    def run_dirs(self) -> Path:
+        return self.folder / "runs" / "chaos"
+
+    def write(self) -> None:
+        """The study's file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        strategy = "ddp" if self.num_ranks > 1 else "none"
+        values = {"folds": NUM_FOLDS, "trials": self.trials, "epochs": self.epochs}
+        text = STUDY.format(checkout=CHECKOUT, strategy=strategy, devices=self.num_ranks, **values)
+        (self.folder / "chaos.yaml").write_text(text)
+
+    def start(self, command: str = "sweep") -> subprocess.Popen[bytes]:
+        """``hpo sweep``, its words appended to a file."""
+        environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "HPO_STORAGE": self.url, "OMP_NUM_THREADS": "1"}
+        with (self.folder / "said").open("ab") as said:
+            return subprocess.Popen(
+                [sys.executable, "-c", "from hpo.cli import main; main()", command, "--study", "chaos.yaml"],
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+            )
+
+    def run(self) -> None:
+        """Sweep to the end, without any fault."""
+        self.write()
+        if status := self.start().wait():
+            raise RuntimeError(f"the sweep ended with {status}; see {self.folder}/said")
+
+    def history(self) -> History:
+        """Of the study as it is now."""
+        return History(self.url, "chaos")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storm:
+    """What a storm of faults came to."""
+
+    hits: dict[str, int]
+    seconds: float
+    restarts: int
+    survivors: list[str]
+    """Processes that lived on after their orchestrator."""
+
+
+def storm(
+    setting: Setting, *, seed: int, num_faults: int, mean_s: float, strike: Callable[[Nemesis, int], object]
+) -> Storm:
+    """Sweep, while `strike` hits `num_faults` times, `mean_s` seconds apart; what is killed is started again."""
+    setting.write()
+    nemesis, began = Nemesis(setting.run_dirs, seed=seed), time.monotonic()
+    process, restarts, survivors = setting.start(), 0, list[str]()
+    while True:
+        is_struck = nemesis.hits.total() < num_faults
+        try:
+            status = process.wait(nemesis.wait_s(mean_s) if is_struck else None)
+        except subprocess.TimeoutExpired:
+            strike(nemesis, process.pid)
+            continue
+        if status == 0:
+            break
+        survivors += _survivors(setting.run_dirs)
+        process, restarts = setting.start(), restarts + 1
+        if restarts > num_faults + 5:
+            raise RuntimeError(f"the sweep does not end well; see {setting.folder}/said")
+    seconds = time.monotonic() - began
+    return Storm(hits=dict(nemesis.hits), seconds=seconds, restarts=restarts, survivors=survivors)
+
+
+def _survivors(folder: Path) -> list[str]:
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while (left := processes_of(folder)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return [f"{process.pid}: {' '.join(process.cmdline())}" for process in left]
