@@ -13,8 +13,8 @@ one passes its notices on when it hears the next event.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -61,6 +61,8 @@ class SweepStarted:
     best_value: float | None
     definition: Mapping[str, Any]
     """The study's resolved definition (objective, search space, fixed configuration), nested plain values."""
+    told_again: Callable[[Mapping[int, str]], Iterable[tuple[Event, float]]] = field(default=lambda known: ())
+    """From the MLflow status of each trial that is known there, by number: what else has happened, and when."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,6 +32,8 @@ MAX_VALUE_LENGTH = 6000
 """Characters of a parameter's value; MLflow refuses more."""
 MAX_POINTS_KEPT = 10_000
 """Metrics that a run keeps while MLflow is away; the oldest go first."""
+NUM_KNOWN = 1000
+"""Trials of a continued study whose status is looked up."""
 NUM_NEWEST = 100
 """Trials of a continued study that are looked at for the highest number."""
 RUNNING = "RUNNING"
@@ -212,6 +214,13 @@ class Runs:
                 path.write_text(dump_yaml(values), encoding="utf-8")
                 repository.log_artifact(str(path))  # type: ignore[no-untyped-call]
         run.files.clear()
+
+    def trials(self, experiment: str, tags: Mapping[str, str]) -> dict[int, str]:
+        """Status of the newest trials with these tags, by number."""
+        known = self.client.get_experiment_by_name(experiment)
+        newest = {"order_by": ["attributes.start_time DESC"], "max_results": NUM_KNOWN}
+        found = self._search(known.experiment_id, tags, **newest) if known else []
+        return {int(run.data.tags["hpo.trial"]): run.info.status for run in found}
 
     def _newest_trial(self, experiment: str, study: Mapping[str, str]) -> int:
         """The highest number of a trial of that study which is in MLflow: another with a higher one is new."""

@@ -9,6 +9,7 @@ import math
 import re
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import optuna
@@ -33,6 +34,7 @@ from hpo.events import (
     TrialState,
 )
 from hpo.ledger import ledger_of
+from hpo.past import told_again
 from hpo.resources import Resources
 from hpo.slots import Slots
 from hpo.spending import Meter, budget_of, fold_times, spent
@@ -378,6 +380,7 @@ class Sweep:
             total_trials=self._budget.total,
             best_value=best_value(self._study),
             definition=self._definition.identity(),
+            told_again=partial(told_again, self._study),
         )
 
     def _begin_trial(self) -> Running | None:

@@ -104,7 +104,7 @@ class MlflowTracker:
         """The last job without a study, for its model."""
         self._highest_trial = -1
         self._records: deque[tuple[Run, Record]] = deque(maxlen=MAX_RECORDS_KEPT)
-        self._is_ending = False
+        self._is_ending = self._knows_the_past = False
         self._paused_until = -math.inf
 
     def open(self) -> None:
@@ -126,6 +126,7 @@ class MlflowTracker:
 
         At the end of a sweep or a job without one, all is tried, and what fails once is tried once more.
         """
+        self._hear_the_past()
         if not self._is_ending:
             return self._write(WRITE_INTERVAL_S)
         self._is_ending, deadline = False, self._clock() + LAST_WRITES_S
@@ -173,6 +174,19 @@ class MlflowTracker:
             case SweepFinished():
                 self._finish_sweep(event, at)
         self._is_ending = self._is_ending or is_last(event)
+
+    def _hear_the_past(self) -> None:
+        """Once MLflow can say what it knows of the study: what it lacks of trials whose process was killed."""
+        if self._sweep is None or self._knows_the_past or self._clock() < self._paused_until:
+            return
+        started = self._clock()
+        try:
+            known = self._runs.trials(self._sweep.study, self._identity("trial"))
+            for event, at in self._sweep.told_again(known):
+                self._hear(event, at)
+            self._knows_the_past = True
+        except Exception:  # as any write, it is tried again
+            self._paused_until = self._clock() + PAUSE_FACTOR * (self._clock() - started)
 
     def _write(self, lasts_s: float, *, to_the_end: bool = False) -> None:
         records = defaultdict[Run, list[Record]](list)
@@ -229,7 +243,7 @@ class MlflowTracker:
         return masked(text)[:500]
 
     def _start_sweep(self, event: SweepStarted, at: float) -> None:
-        self._sweep, self._highest_trial = event, -1
+        self._sweep, self._highest_trial, self._knows_the_past = event, -1, False
         study = Run(
             experiment=event.study,
             name=event.study,

@@ -19,15 +19,22 @@ class PostgresMissingError(Exception):
 @contextlib.contextmanager
 def running_postgres() -> Iterator[str]:
     """SQLAlchemy URL of a server on a free loopback port; its data goes with it. Raises PostgresMissingError."""
+    with running_server() as server:
+        yield server.url
+
+
+@contextlib.contextmanager
+def running_server() -> Iterator[PostgresServer]:
+    """The server itself."""
     bin_dir = _bin_dir()
     if bin_dir is None:
         raise PostgresMissingError("PostgreSQL is not installed: no initdb on PATH or in /usr/lib/postgresql/*/bin")
     with tempfile.TemporaryDirectory(prefix="hpo-postgres-") as directory:
         server = PostgresServer(bin_dir, Path(directory))
         server.create()
-        port = server.start()
+        server.start()
         try:
-            yield f"postgresql+psycopg://hpo@127.0.0.1:{port}/postgres"
+            yield server
         finally:
             server.stop()
 
@@ -43,6 +50,11 @@ class PostgresServer:
         self._directory = directory
         self._data = directory / "data"
         self._user = _unprivileged_user()
+        self._port: int | None = None
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+psycopg://hpo@127.0.0.1:{self._port}/postgres"
 
     def create(self) -> None:
         if self._user is not None:
@@ -50,15 +62,16 @@ class PostgresServer:
         options = ["--username=hpo", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
         self._run("initdb", f"--pgdata={self._data}", *options)
 
-    def start(self) -> int:
-        """Returns the port, when the server answers."""
+    def start(self) -> None:
+        """On a free port, or on the one that it had. Returns when the server answers."""
         log = self._directory / "log"
         for _ in range(self.START_ATTEMPTS):
-            port = _free_port()
+            port = self._port or _free_port()
             options = f"-h 127.0.0.1 -p {port} -F -c unix_socket_directories="
             with contextlib.suppress(RuntimeError):
                 self._run("pg_ctl", "start", "-w", "-D", str(self._data), "-l", str(log), "-o", options)
-                return port
+                self._port = port
+                return
         raise RuntimeError(f"PostgreSQL does not start:\n{log.read_text()}")
 
     def stop(self) -> None:

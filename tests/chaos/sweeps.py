@@ -129,3 +129,20 @@ def _survivors(folder: Path) -> list[str]:
     while (left := processes_of(folder)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return [f"{process.pid}: {' '.join(process.cmdline())}" for process in left]
+
+
+def side_by_side(setting: Setting, *, workers: int, disturb: Callable[[int], None], num_faults: int) -> list[int]:
+    """Sweep with more `workers` beside, while `disturb` is called that often with the process id of the last one.
+
+    Returns the exit statuses.
+    """
+    setting.write()
+    processes = [setting.start()]
+    while not list((setting.run_dirs).glob("trial_0000/fold_*")) and processes[0].poll() is None:
+        time.sleep(0.1)
+    processes += [setting.start("worker") for _ in range(workers)]
+    for _ in range(num_faults):
+        if all(process.poll() is not None for process in processes):
+            break
+        disturb(processes[-1].pid)
+    return [process.wait() for process in processes]
