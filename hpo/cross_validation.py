@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +135,7 @@ class Folds:
         values: list[tuple[int, int, Score]] = []
         for fold in [*self._to_start]:
             found = _left_behind(self.run_dir(fold), self.config, self._criteria)
-            if fold in known:
+            if fold in known and known[fold].computed == self._computed:
                 found = _of(known[fold], found)
             if found is None:
                 continue
@@ -223,7 +225,14 @@ class Folds:
         if fold not in self._scores:
             return None
         epochs, metrics = self.config.training.epochs, self._metrics[fold]
-        return Facts(score=self._scores[fold], metrics=metrics, epochs=epochs, split_id=self.split_id)
+        return Facts(
+            score=self._scores[fold], metrics=metrics, epochs=epochs, split_id=self.split_id, computed=self._computed
+        )
+
+    @property
+    def _computed(self) -> str:
+        text = json.dumps(_computes(self.config), sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,6 +39,8 @@ class Facts:
     metrics: Mapping[str, float]
     epochs: int
     split_id: str | None
+    computed: str
+    """Of which configuration: another one's score is not this one's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

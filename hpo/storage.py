@@ -18,6 +18,15 @@ from hpo.ledger import LedgerStorage
 from hpo.masking import masked
 
 SQLITE_WAIT_S = 60
+PATIENT_NETWORK = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""libpq's words for when a server is given up that does not answer, in seconds, the last in ms: the kernel's quarter of
+an hour would be longer than a lease."""
 CREATION_TRIES = 8
 """Processes that create the tables at the same time get in each other's way; the next try finds them there."""
 COLLISION = re.compile("already exists|unique|locked", re.IGNORECASE)
@@ -36,7 +45,10 @@ def open_storage(url: str, *, create: bool = True) -> LedgerStorage:
     try:
         if parsed.get_backend_name() == "sqlite":
             return _open_sqlite(parsed, create=create)
-        return _created(lambda: LedgerStorage(url, {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4}))
+        options = {"connect_args": PATIENT_NETWORK} if parsed.get_driver_name() in ("psycopg", "psycopg2") else {}
+        return _created(
+            lambda: LedgerStorage(url, {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4, **options})
+        )
     except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
         reason = masked(str(getattr(error, "orig", None) or error)).splitlines()[0]
         raise StorageError(f"the storage {masked(url)} cannot be opened: {reason}") from error

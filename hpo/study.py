@@ -15,6 +15,7 @@ import numpy as np
 import optuna
 from filelock import FileLock
 from optuna.distributions import check_distribution_compatibility
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import (
     BaseSampler,
     CmaEsSampler,
@@ -253,7 +254,10 @@ def take_place(
     with _one_at_a_time(study):  # they see it before they sample
         if places_taken(study) >= total and not tally_of(study).is_one_to_revive():
             return None
-        trial, params = ask(study, definition)
+        try:
+            trial, params = ask(study, definition)
+        except UpdateFinishedTrialError:  # the database was away for so long that others have ended it
+            return None
     if REVIVES in trial.user_attrs or places_taken(study, before=trial.number) < total:
         return trial, params
     withdraw(study, trial.number)  # a sweep that does not see the lock took the last place

@@ -24,13 +24,13 @@ def running_postgres() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def running_server() -> Iterator[PostgresServer]:
-    """The server itself."""
+def running_server(address: str = "127.0.0.1") -> Iterator[PostgresServer]:
+    """The server itself, at an address of this machine."""
     bin_dir = _bin_dir()
     if bin_dir is None:
         raise PostgresMissingError("PostgreSQL is not installed: no initdb on PATH or in /usr/lib/postgresql/*/bin")
     with tempfile.TemporaryDirectory(prefix="hpo-postgres-") as directory:
-        server = PostgresServer(bin_dir, Path(directory))
+        server = PostgresServer(bin_dir, Path(directory), address)
         server.create()
         server.start()
         try:
@@ -45,8 +45,8 @@ class PostgresServer:
     START_ATTEMPTS = 3
     """Another program may take the free port before the server does."""
 
-    def __init__(self, bin_dir: Path, directory: Path) -> None:
-        self._bin_dir = bin_dir
+    def __init__(self, bin_dir: Path, directory: Path, address: str) -> None:
+        self._bin_dir, self._address = bin_dir, address
         self._directory = directory
         self._data = directory / "data"
         self._user = _unprivileged_user()
@@ -54,20 +54,22 @@ class PostgresServer:
 
     @property
     def url(self) -> str:
-        return f"postgresql+psycopg://hpo@127.0.0.1:{self._port}/postgres"
+        return f"postgresql+psycopg://hpo@{self._address}:{self._port}/postgres"
 
     def create(self) -> None:
         if self._user is not None:
             shutil.chown(self._directory, user=self._user)
         options = ["--username=hpo", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
         self._run("initdb", f"--pgdata={self._data}", *options)
+        with (self._data / "pg_hba.conf").open("a") as access:
+            access.write("host all all samenet trust\n")
 
     def start(self) -> None:
         """On a free port, or on the one that it had. Returns when the server answers."""
         log = self._directory / "log"
         for _ in range(self.START_ATTEMPTS):
             port = self._port or _free_port()
-            options = f"-h 127.0.0.1 -p {port} -F -c unix_socket_directories="
+            options = f"-h {self._address} -p {port} -F -c unix_socket_directories="
             with contextlib.suppress(RuntimeError):
                 self._run("pg_ctl", "start", "-w", "-D", str(self._data), "-l", str(log), "-o", options)
                 self._port = port

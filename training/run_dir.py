@@ -188,8 +188,9 @@ class RunDir:
             self.metrics.unlink(missing_ok=True)
         for leftover in (self.stop, self.next, self.result, self.error, self.findings, self.plan):
             leftover.unlink(missing_ok=True)
-        for folder in (self.predictions, *self.path.glob(".predictions.*.tmp")):
-            shutil.rmtree(folder, ignore_errors=True)
+        for half_written in self.path.glob(".*.tmp"):
+            shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
+        shutil.rmtree(self.predictions, ignore_errors=True)
         if is_last:
             self.write_next(None)
         write_atomically(self.config, dump_yaml(config.model_dump()).encode())

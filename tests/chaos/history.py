@@ -40,6 +40,13 @@ class History:
         """Trials that came to their end."""
         return [trial for trial in self.trials if trial.state.is_finished() and INTERRUPTED not in trial.user_attrs]
 
+    def held_by(self, pid: int) -> int | None:
+        """Number of a trial that this process, or one that it started, evaluates."""
+        pids = {pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))}
+        held = [each.number for each in self._storage.held(self.study._study_id) if each.holder.pid in pids]
+        self.close()
+        return held[0] if held else None
+
     def violations(self, *, num_trials: int, num_folds: int) -> list[str]:
         """What does not hold; empty when all does."""
         return [

@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -19,21 +20,23 @@ PATIENCE_S = 60.0
 class Nemesis:
     """For one sweep, whose run directories are in `folder`."""
 
-    def __init__(self, folder: Path, *, seed: int) -> None:
+    def __init__(self, folder: Path, *, seed: int, kinds: Sequence[str] = KINDS, number: int = signal.SIGKILL) -> None:
+        """It sends the signal `number` to processes of these `kinds`."""
         self._folder, self._random = folder, random.Random(seed)
+        self._kinds, self._number = kinds, number
         self.hits: Counter[str] = Counter()
 
     def wait_s(self, mean_s: float) -> float:
         """Until the next fault."""
         return self._random.expovariate(1 / mean_s)
 
-    def strike(self, orchestrator: int, number: int = signal.SIGKILL) -> None:
-        """Send `number` to a process of the kind that was hit least, at a random moment of the second after it is seen.
+    def strike(self, orchestrator: int) -> None:
+        """Send the signal to a process of the kind that was hit least, at a random moment of the next second.
 
         The sweep may end meanwhile; then nothing is hit.
         """
-        least = min(self.hits[kind] for kind in KINDS)
-        kind = self._random.choice([kind for kind in KINDS if self.hits[kind] == least])
+        least = min(self.hits[kind] for kind in self._kinds)
+        kind = self._random.choice([kind for kind in self._kinds if self.hits[kind] == least])
         deadline = time.monotonic() + PATIENCE_S
         while (target := self._find(kind, orchestrator)) is None:
             if time.monotonic() > deadline or not psutil.pid_exists(orchestrator):
@@ -41,7 +44,7 @@ class Nemesis:
             time.sleep(0.02)
         time.sleep(self._random.random() ** 2)
         with contextlib.suppress(psutil.Error):
-            target.send_signal(number)
+            target.send_signal(self._number)
             self.hits[kind] += 1
 
     def _find(self, kind: str, orchestrator: int) -> psutil.Process | None:

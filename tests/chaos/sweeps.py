@@ -6,15 +6,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.history import History, processes_of
 from tests.chaos.nemesis import Nemesis
+from tests.chaos.network import Network
 
 CHECKOUT = Path(__file__).parents[2]
 NUM_FOLDS = 3
+STUDY_FILE = ("--study", "chaos.yaml")
 GONE_WITHIN_S = 5.0
 """After its orchestrator was killed, nothing of a job lives longer."""
 STUDY = """\
@@ -33,7 +35,7 @@ search_space:
   model.dropout: {{float: [0.0, 0.5]}}
 sampler: {{name: random, seed: 1}}
 stopping: {{epochs: none, folds: none}}
-recovery: {{max_retries: 1000}}
+recovery: {{max_retries: 1000, no_progress_timeout: {no_progress_s}s}}
 budget: {{trials: {trials}}}
 """
 
@@ -46,6 +48,7 @@ class Setting:
     trials: int
     epochs: int = 20
     num_ranks: int = 2
+    no_progress_s: float = 60.0
     storage: str | None = None
     """SQLAlchemy URL; a SQLite file in the folder when not given."""
 
@@ -61,16 +64,21 @@ class Setting:
         """The study's file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         strategy = "ddp" if self.num_ranks > 1 else "none"
-        values = {"folds": NUM_FOLDS, "trials": self.trials, "epochs": self.epochs}
+        values = {
+            "folds": NUM_FOLDS,
+            "trials": self.trials,
+            "epochs": self.epochs,
+            "no_progress_s": self.no_progress_s,
+        }
         text = STUDY.format(checkout=CHECKOUT, strategy=strategy, devices=self.num_ranks, **values)
         (self.folder / "chaos.yaml").write_text(text)
 
-    def start(self, command: str = "sweep") -> subprocess.Popen[bytes]:
-        """``hpo sweep``, its words appended to a file."""
+    def start(self, command: str = "sweep", *, first: str = "", within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """``hpo sweep``, its words appended to a file; some code `first`, `within` another command."""
         environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "HPO_STORAGE": self.url, "OMP_NUM_THREADS": "1"}
         with (self.folder / "said").open("ab") as said:
             return subprocess.Popen(
-                [sys.executable, "-c", "from hpo.cli import main; main()", command, "--study", "chaos.yaml"],
+                [*within, sys.executable, "-c", f"{first}\nfrom hpo.cli import main; main()", command, *STUDY_FILE],
                 cwd=self.folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -100,19 +108,22 @@ class Storm:
     """Processes that lived on after their orchestrator."""
 
 
-def storm(
-    setting: Setting, *, seed: int, num_faults: int, mean_s: float, strike: Callable[[Nemesis, int], object]
-) -> Storm:
-    """Sweep, while `strike` hits `num_faults` times, `mean_s` seconds apart; what is killed is started again."""
+SHORT_LEASES = "import hpo.ledger, hpo.orchestrator; hpo.ledger.LEASE_S, hpo.orchestrator.ATTEND_S = 10.0, 1.0"
+OWN_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""As on a machine of its own: it sees no others'."""
+
+
+def storm(setting: Setting, nemesis: Nemesis, *, num_faults: int, mean_s: float) -> Storm:
+    """Sweep, while the nemesis hits `num_faults` times, `mean_s` seconds apart; what is killed is started again."""
     setting.write()
-    nemesis, began = Nemesis(setting.run_dirs, seed=seed), time.monotonic()
+    began = time.monotonic()
     process, restarts, survivors = setting.start(), 0, list[str]()
     while True:
         is_struck = nemesis.hits.total() < num_faults
         try:
             status = process.wait(nemesis.wait_s(mean_s) if is_struck else None)
         except subprocess.TimeoutExpired:
-            strike(nemesis, process.pid)
+            nemesis.strike(process.pid)
             continue
         if status == 0:
             break
@@ -146,3 +157,30 @@ def side_by_side(setting: Setting, *, workers: int, disturb: Callable[[int], Non
             break
         disturb(processes[-1].pid)
     return [process.wait() for process in processes]
+
+
+def cut_off(setting: Setting, cable: Network) -> list[str]:
+    """Sweep with a worker beside that is cut off in the middle of a trial until another has taken that over.
+
+    Returns what went wrong.
+    """
+    setting.write()
+    sweep = setting.start(first=SHORT_LEASES, within=OWN_PROCESSES)
+    while not [*setting.run_dirs.glob("trial_0000/fold_*")] and sweep.poll() is None:
+        time.sleep(0.1)
+    worker = setting.start("worker", first=SHORT_LEASES, within=cable.within)
+    while (lost := setting.history().held_by(worker.pid)) is None and worker.poll() is None:
+        time.sleep(0.5)
+    if lost is None:
+        return ["the worker had no trial"]
+    while not [*setting.run_dirs.glob(f"trial_{lost:04d}/fold_*")] and worker.poll() is None:
+        time.sleep(0.1)
+    cable.cut()
+    deadline = time.monotonic() + 120
+    while (is_held := setting.history().held_by(worker.pid) == lost) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    time.sleep(5.0)
+    cable.join()
+    statuses = [sweep.wait(), worker.wait()]
+    wrong = ["the trial was not taken over"] if is_held else []
+    return wrong + ([] if statuses == [0, 0] else [f"exit statuses {statuses}"])

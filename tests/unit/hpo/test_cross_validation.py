@@ -368,6 +368,26 @@ def test_what_is_damaged_is_trained_anew(tmp_path: Path, file: str) -> None:
     assert not folds.start({}).resume
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_fold_that_is_known_to_have_ended_counts_whatever_has_become_of_its_files(
+    tmp_path: Path, is_there: bool
+) -> None:
+    first = going_on(tmp_path / "first")
+    start(first)
+    first.finish(0, result(0.1 + 0.2))
+    facts = first.facts(0)
+    assert facts is not None and first.facts(1) is None
+    if is_there:
+        run_dir = leave(tmp_path, 0, 0.1, 0.5, ended=True)
+        run_dir.result.write_text("{]")
+    folds = going_on(tmp_path)
+    assert folds.take_over({0: facts}) == [(0, 2, 0.1 + 0.2)]
+    assert (folds.scores, folds.split_id, folds.num_left) == ((0.1 + 0.2, None, None), "same", 2)
+    changed = going_on(tmp_path / "other")
+    changed.config = changed.config.with_values({"optimizer.lr": 0.5})
+    assert changed.take_over({0: facts}) == [], "what another configuration came to says nothing of this one"
+
+
 def test_a_fold_that_had_been_stopped_is_trained_anew(tmp_path: Path) -> None:
     leave(tmp_path, 0, 0.1, ended=False).write_result(outcome(0.1, stopped=True))
     folds = going_on(tmp_path)

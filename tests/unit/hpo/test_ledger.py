@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import optuna
@@ -18,6 +18,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from sqlalchemy import text
 
+from hpo.fold_ledger import Facts, FoldRow, FoldState
 from hpo.ledger import LEASE_S, NOBODY, SUCCEEDS, Held, Holder, LedgerStorage, ledger_of
 from hpo.study import interrupt, recover, revive, running_here
 from hpo.tally import INTERRUPTED, REVIVES, SAMPLED, tally_of
@@ -292,6 +293,36 @@ def test_leases_expire_by_the_clock_of_the_database(storage_url: str) -> None:
             now = connection.scalar(text("SELECT unixepoch()" if sqlite else "SELECT extract(epoch FROM now())"))
         assert 0.0 < held.expires - float(now) <= LEASE_S + 5.0
         assert not held.is_expired
+
+
+def complete(fold: int, score: float | tuple[float, ...]) -> FoldRow:
+    facts = Facts(score=score, metrics={"accuracy": 0.5}, epochs=3, split_id="split", computed="digest")
+    return FoldRow(
+        fold=fold, state=FoldState.COMPLETE, attempt=1, trained_by=0, run_dir="/runs/one/trial_0000/fold_0", facts=facts
+    )
+
+
+def test_a_fold_is_written_by_the_holder_of_its_trial_and_once(storage_url: str) -> None:
+    with opened(storage_url) as study, opened(storage_url) as other:
+        ledger, trial = ledger_of(study), ask(study)
+        begun = replace(complete(0, 0.1 + 0.2), state=FoldState.RUNNING, facts=None)
+        for row in (begun, complete(0, 0.1 + 0.2), complete(0, 0.9), begun, complete(1, (0.1, 0.2))):
+            assert ledger.write_fold(trial._trial_id, row)
+        kept = [complete(0, 0.1 + 0.2), complete(1, (0.1, 0.2))]
+        assert ledger_of(other).folds(trial._trial_id) == kept, "the first result stays, to the bit"
+        ledger_of(other)._holder = Holder("elsewhere", 1, 0.5)
+        assert not ledger_of(other).write_fold(trial._trial_id, complete(2, 0.1)), "it is not theirs"
+        study.tell(trial, 0.5)
+        assert not ledger.write_fold(trial._trial_id, complete(2, 0.1)), "it is over"
+        assert ledger.folds(trial._trial_id) == kept
+
+
+def test_folds_of_a_deleted_study_are_not_those_of_another(storage_url: str) -> None:
+    with opened(storage_url) as study:
+        ledger_of(study).write_fold(ask(study)._trial_id, complete(0, 0.5))
+        optuna.delete_study(study_name=study.study_name, storage=study._storage)
+        another = optuna.create_study(study_name="another", storage=study._storage)
+        assert ledger_of(another).folds(another.ask()._trial_id) == []
 
 
 def test_a_trial_told_by_optuna_alone_is_not_held_any_more(storage_url: str) -> None:
