@@ -14,7 +14,7 @@ import psutil
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.fold_ledger import FoldState
-from hpo.ledger import SUCCEEDS, LedgerStorage
+from hpo.ledger import SUCCEEDS, LedgerStorage, this_host
 from hpo.storage import open_storage
 from hpo.study import FOLDER
 from hpo.tally import CONTINUES, INTERRUPTED, SAMPLED
@@ -40,10 +40,9 @@ class History:
         """Trials that came to their end."""
         return [trial for trial in self.trials if trial.state.is_finished() and INTERRUPTED not in trial.user_attrs]
 
-    def held_by(self, pid: int) -> int | None:
-        """Number of a trial that this process, or one that it started, evaluates."""
-        pids = {pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))}
-        held = [each.number for each in self._storage.held(self.study._study_id) if each.holder.pid in pids]
+    def held_elsewhere(self) -> int | None:
+        """Number of a trial that another machine evaluates, or processes that see as little of ours."""
+        held = [each.number for each in self._storage.held(self.study._study_id) if each.holder.host != this_host()]
         self.close()
         return held[0] if held else None
 

@@ -75,7 +75,10 @@ class Setting:
 
     def start(self, command: str = "sweep", *, first: str = "", within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """``hpo sweep``, its words appended to a file; some code `first`, `within` another command."""
+        machine = self.folder / f"leases{'-elsewhere' * bool(within)}"
+        machine.mkdir(mode=0o700, exist_ok=True)
         environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "HPO_STORAGE": self.url, "OMP_NUM_THREADS": "1"}
+        environment["HPO_LEASES"] = str(machine)
         with (self.folder / "said").open("ab") as said:
             return subprocess.Popen(
                 [*within, sys.executable, "-c", f"{first}\nfrom hpo.cli import main; main()", command, *STUDY_FILE],
@@ -165,11 +168,11 @@ def cut_off(setting: Setting, cable: Network) -> list[str]:
     Returns what went wrong.
     """
     setting.write()
-    sweep = setting.start(first=SHORT_LEASES, within=OWN_PROCESSES)
+    sweep = setting.start(first=SHORT_LEASES)
     while not [*setting.run_dirs.glob("trial_0000/fold_*")] and sweep.poll() is None:
         time.sleep(0.1)
-    worker = setting.start("worker", first=SHORT_LEASES, within=cable.within)
-    while (lost := setting.history().held_by(worker.pid)) is None and worker.poll() is None:
+    worker = setting.start("worker", first=SHORT_LEASES, within=[*cable.within, *OWN_PROCESSES])
+    while (lost := setting.history().held_elsewhere()) is None and worker.poll() is None:
         time.sleep(0.5)
     if lost is None:
         return ["the worker had no trial"]
@@ -177,7 +180,7 @@ def cut_off(setting: Setting, cable: Network) -> list[str]:
         time.sleep(0.1)
     cable.cut()
     deadline = time.monotonic() + 120
-    while (is_held := setting.history().held_by(worker.pid) == lost) and time.monotonic() < deadline:
+    while (is_held := setting.history().held_elsewhere() == lost) and time.monotonic() < deadline:
         time.sleep(0.5)
     time.sleep(5.0)
     cable.join()
