@@ -17,11 +17,12 @@ import functools
 import json
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -180,8 +181,16 @@ class LedgerStorage(RDBStorage):
             connection.execute(update(_leases).where(*ours).values(expires=self._now() + LEASE_S))
             return set(connection.scalars(select(_leases.c.trial_id).where(*ours)))
 
-    def hand_over(self, trial_id: int, successor: FrozenTrial | None, *, seen: Held | None = None) -> bool:
-        """End a RUNNING trial as interrupted and queue its `successor`, if there is to be one.
+    def hand_over(
+        self,
+        trial_id: int,
+        successor: FrozenTrial | None,
+        *,
+        seen: Held | None = None,
+        attributes: Mapping[str, Any] = MappingProxyType({INTERRUPTED: True}),
+    ) -> bool:
+        """End a RUNNING trial, as interrupted unless `attributes` say otherwise, and queue its `successor`, if there is
+        to be one.
 
         Returns False, and changes nothing, where it is over already, or has another lease than was `seen`.
         """
@@ -190,7 +199,8 @@ class LedgerStorage(RDBStorage):
             lease = session.execute(select(_leases.c.expires).where(_leases.c.trial_id == trial_id)).first()
             if trial.state is not TrialState.RUNNING or (seen and lease != (seen.expires,)):
                 return False
-            self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, INTERRUPTED, True)
+            for key, value in attributes.items():
+                self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, key, value)
             if successor is not None:
                 self._queue(session, trial, successor)
             trial.state, trial.datetime_complete = TrialState.FAIL, datetime.now()

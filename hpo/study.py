@@ -37,8 +37,21 @@ from hpo.ledger import SUCCEEDS, ledger_of
 from hpo.masking import masked
 from hpo.search_space import distribution, grid, sample
 from hpo.study_config import ParameterConfig
-from hpo.tally import AUDIT, CONTINUES, INTERRUPTED, RETRIES, REVIVES, RUNG, SAMPLED, tally_of
+from hpo.tally import (
+    AUDIT,
+    CONTINUES,
+    INTERRUPTED,
+    LOSSES,
+    MICRO_BATCH,
+    NOT_BEFORE,
+    RETRIES,
+    REVIVES,
+    RUNG,
+    SAMPLED,
+    tally_of,
+)
 from training.config import JobConfig, flatten
+from training.errors import Failure, FailureKind
 from training.run_dir import RunDir
 
 UID, IDENTITY, FOLDER, DEFINITION = "hpo:uid", "hpo:definition", "hpo:folder", "hpo:study"
@@ -47,6 +60,8 @@ definition as it was last swept, for workers."""
 OWNER, FAILURE, SPLIT_ID, REASON = "hpo:owner", "hpo:failure", "hpo:split_id", "hpo:reason"
 """Trial attributes: the process that evaluated it, for people; why it failed, the identity of the samples and folds it
 was scored on, why it was stopped. Others are in hpo/tally.py."""
+INHERITED = (REVIVES, RUNG, AUDIT, RETRIES, LOSSES, MICRO_BATCH, NOT_BEFORE)
+"""By a trial that goes on with another one."""
 LOCK_POLL_S = 0.01
 """How often a sweep looks whether another one beside it has done asking."""
 
@@ -402,7 +417,7 @@ def _successor(trial: FrozenTrial, **attributes: Any) -> FrozenTrial | None:
     params = trial.user_attrs.get(SAMPLED, trial.system_attrs.get("fixed_params"))
     if params is None:
         return None
-    inherited = {key: trial.user_attrs[key] for key in (REVIVES, RUNG, AUDIT, RETRIES) if key in trial.user_attrs}
+    inherited = {key: trial.user_attrs[key] for key in INHERITED if key in trial.user_attrs}
     lineage = {CONTINUES: trial.user_attrs.get(CONTINUES, trial.number), **inherited, **attributes}
     return create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": params}, user_attrs=lineage)
 
@@ -423,20 +438,37 @@ def running_here(study: optuna.Study) -> list[int]:
     return [each.number for each in ledger.held(study._study_id) if each.holder == ledger.holder]
 
 
-def recover(study: optuna.Study) -> list[int]:
+def recover(study: optuna.Study, *, max_losses: float = math.inf) -> dict[int, str]:
     """Queue the trials again of other processes that do not evaluate them any more (kill -9, a lost machine); returns
-    their numbers.
+    what became of each, by number.
 
-    What is left of their processes on this machine is killed first. Any number of processes may do this at once.
+    A trial that was lost more than `max_losses` times without a new evaluation in between fails: it may be what takes
+    processes down. What is left of their processes on this machine is killed first. Any number of processes may do
+    this at once.
     """
-    ledger, recovered = ledger_of(study), []
+    ledger, recovered = ledger_of(study), {}
     for held in ledger.held(study._study_id):
         if held.is_lost and held.holder != ledger.holder:
             trial = _trial(study, held.number)
             kill_processes(job_id_prefix(trial_folder(study, trial)))
-            if ledger.hand_over(held.trial_id, _successor(trial), seen=held):
-                recovered.append(held.number)
+            losses = _losses(trial)
+            if losses[0] > max_losses:
+                failure = Failure(kind=FailureKind.INFRASTRUCTURE, message=f"its process was lost {losses[0]} times")
+                is_ours = ledger.hand_over(held.trial_id, None, seen=held, attributes={FAILURE: asdict(failure)})
+                reason = f"{failure.kind}: {failure.message}"
+            else:
+                is_ours = ledger.hand_over(held.trial_id, _successor(trial, **{LOSSES: losses}), seen=held)
+                reason = "its process ended; queued again"
+            if is_ours:
+                recovered[held.number] = reason
     return recovered
+
+
+def _losses(trial: FrozenTrial) -> tuple[int, int]:
+    """How often in a row the process of `trial` was lost, this time included, and the evaluations reported by now."""
+    count, before = trial.user_attrs.get(LOSSES, (0, 0))
+    reported = len(trial.intermediate_values)
+    return (1 if reported > before else count + 1), max(reported, before)
 
 
 def known_split(study: optuna.Study, definition: StudyDefinition) -> str | None:

@@ -109,11 +109,11 @@ def test_a_stop_ends_all_ranks_with_a_result(wish: JobConfig, folder: Path) -> N
     assert not ranks_under(folder)
 
 
-def test_ranks_that_ignore_sigterm_are_killed_with_their_children(
+def test_ranks_that_ignore_the_polite_signal_are_killed_with_their_children(
     wish: JobConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hpo.launchers.job.TERM_GRACE_S", 0.5)
-    code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); subprocess.Popen(['sleep', '7656'], start_new_session=True)"
+    code = "signal.signal(signal.SIGHUP, signal.SIG_IGN); subprocess.Popen(['sleep', '7656'], start_new_session=True)"
     seen: list[psutil.Process] = []
 
     def interrupt(record: Record) -> bool:

@@ -569,18 +569,18 @@ def test_the_trials_of_a_dead_process_are_queued_again_and_no_others(storage: RD
     ask(study, definition)
     asked(study, definition, replace(dead, host="another-machine"))
     lost.append(asked(study, definition, dead))
-    assert recover(study) == [1, 4]
+    assert list(recover(study)) == [1, 4]
     states = [trial.state.name for trial in study.trials]
     assert states == ["COMPLETE", "FAIL", "RUNNING", "RUNNING", "FAIL", "WAITING", "WAITING"]
     assert [ask(study, definition)[1] for _ in lost] == lost
-    assert recover(study) == []
+    assert recover(study) == {}
 
 
 def test_a_process_id_that_was_given_to_another_process_is_no_life_sign(memory: RDBStorage) -> None:
     definition = define()
     study = open_study(definition, memory)
     asked(study, definition, replace(this_process(), since=this_process().since - 3600))
-    assert recover(study) == [0]
+    assert list(recover(study)) == [0]
 
 
 def test_a_dead_process_that_nobody_waited_for_is_dead(memory: RDBStorage) -> None:
@@ -588,10 +588,10 @@ def test_a_dead_process_that_nobody_waited_for_is_dead(memory: RDBStorage) -> No
     study = open_study(definition, memory)
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     asked(study, definition, holder_of(process))
-    assert recover(study) == []
+    assert recover(study) == {}
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended and stays a zombie
-    assert recover(study) == [0]
+    assert list(recover(study)) == [0]
     process.communicate()
 
 
@@ -601,7 +601,7 @@ def test_a_trial_killed_before_it_was_sampled_leaves_its_place_to_another(memory
     ledger_of(study)._holder = dead_process()
     study.ask()
     ledger_of(study)._holder = None
-    assert recover(study) == [0]
+    assert list(recover(study)) == [0]
     assert places_taken(study) == 0
     assert set(ask(study, definition)[1]) == set(PLAIN)
 
@@ -612,7 +612,7 @@ def test_recovering_twice_queues_a_trial_once_more_and_not_twice(storage: RDBSto
     params = asked(study, definition, dead_process())
     recover(study)
     assert asked(study, definition, dead_process()) == params
-    assert recover(study) == [1]
+    assert list(recover(study)) == [1]
     assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL", "WAITING"]
     assert ask(study, definition)[1] == params
 
@@ -627,7 +627,7 @@ def test_processes_that_recover_at_the_same_moment_queue_each_trial_once(storage
     def recover_too() -> list[int]:
         own = load_study(study.study_name, open_storage(storage_url))
         barrier.wait()
-        return recover(own)
+        return list(recover(own))
 
     with ThreadPoolExecutor(3) as others:
         found = [each.result() for each in [others.submit(recover_too) for _ in range(3)]]
@@ -661,10 +661,10 @@ def test_trials_of_another_machine_are_left_alone_until_their_lease_expires(
 ) -> None:
     study = open_study(define(), storage)
     asked(study, define(), Holder("another", 1, 0.0))
-    assert (recover(study), running_here(study)) == ([], [])
+    assert (recover(study), running_here(study)) == ({}, [])
     monkeypatch.setattr("hpo.ledger.LEASE_S", 0.0)
     params = asked(study, define(), Holder("another", 1, 0.0))
-    assert recover(study) == [1]
+    assert list(recover(study)) == [1]
     assert ask(study, define())[1] == params
 
 
