@@ -453,7 +453,7 @@ def recover(study: optuna.Study, *, max_losses: float = math.inf) -> dict[int, s
             kill_processes(job_id_prefix(trial_folder(study, trial)))
             losses = _losses(trial)
             if losses[0] > max_losses:
-                failure = Failure(kind=FailureKind.INFRASTRUCTURE, message=f"its process was lost {losses[0]} times")
+                failure = Failure(kind=FailureKind.INFRASTRUCTURE, message=_LOST.format(losses[0]))
                 is_ours = ledger.hand_over(held.trial_id, None, seen=held, attributes={FAILURE: asdict(failure)})
                 reason = f"{failure.kind}: {failure.message}"
             else:
@@ -462,6 +462,9 @@ def recover(study: optuna.Study, *, max_losses: float = math.inf) -> dict[int, s
             if is_ours:
                 recovered[held.number] = reason
     return recovered
+
+
+_LOST = "its process was lost {} times without a new evaluation in between"
 
 
 def _losses(trial: FrozenTrial) -> tuple[int, int]:

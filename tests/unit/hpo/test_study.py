@@ -27,6 +27,7 @@ from hpo.errors import NoBestTrialError, StudyChangedError, StudyNotFoundError
 from hpo.ledger import Holder, LedgerStorage, ledger_of, this_host, this_process
 from hpo.storage import open_storage
 from hpo.study import (
+    FAILURE,
     IDENTITY,
     ask,
     best_trial,
@@ -50,7 +51,7 @@ from hpo.study import (
     withdraw,
 )
 from hpo.study_config import StudyConfig
-from hpo.tally import CONTINUES, INTERRUPTED
+from hpo.tally import CONTINUES, INTERRUPTED, LOSSES
 from training.config import Layer, job_config, merge, settings_layer
 
 LR = {"float": [1e-4, 1e-1], "log": True}
@@ -615,6 +616,35 @@ def test_recovering_twice_queues_a_trial_once_more_and_not_twice(storage: RDBSto
     assert list(recover(study)) == [1]
     assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL", "WAITING"]
     assert ask(study, definition)[1] == params
+
+
+def test_a_trial_whose_process_is_lost_again_and_again_fails(memory: RDBStorage) -> None:
+    definition = define()
+    study = open_study(definition, memory)
+    for number in range(3):
+        asked(study, definition, dead_process())
+        ended = recover(study, max_losses=2)
+        assert ended == {number: "its process ended; queued again" if number < 2 else LOST}
+    assert [trial.state.name for trial in study.trials] == ["FAIL"] * 3
+    assert study.trials[2].user_attrs[FAILURE]["kind"] == "infrastructure"
+    assert (num_finished(study), places_taken(study)) == (1, 1), "it counts, and nothing goes on with it"
+
+
+LOST = "infrastructure: its process was lost 3 times without a new evaluation in between"
+
+
+def test_a_lost_trial_that_came_further_and_one_that_was_interrupted_are_not_counted(memory: RDBStorage) -> None:
+    definition = define()
+    study = open_study(definition, memory)
+    for reported in (0, 0, 3, 3, 2):
+        asked(study, definition, dead_process())
+        for step in range(reported):
+            study._storage.set_trial_intermediate_value(study.trials[-1]._trial_id, step, 0.5)
+        recover(study, max_losses=2)
+        ask(study, definition)
+        interrupt(study, study.trials[-1].number)
+    assert [trial.user_attrs.get(LOSSES) for trial in study.trials[1::2]] == [[1, 0], [2, 0], [1, 3], [2, 3], None]
+    assert study.trials[8].user_attrs[FAILURE]["message"] == LOST.removeprefix("infrastructure: ")
 
 
 def test_processes_that_recover_at_the_same_moment_queue_each_trial_once(storage_url: str, tmp_path: Path) -> None:

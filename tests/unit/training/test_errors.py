@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import torch
 
@@ -18,6 +20,9 @@ from training.errors import ConfigError, DataError, FailureKind, classify
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), FailureKind.OOM),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), FailureKind.OOM),
         (MemoryError(), FailureKind.OOM),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), FailureKind.OOM),
+        (RuntimeError("DataLoader worker (pid 71) is killed by signal: Killed. "), FailureKind.SIGNAL),
+        (RuntimeError("DataLoader worker (pid(s) 71) exited unexpectedly"), FailureKind.USER_CODE),
         (torch.distributed.DistBackendError("ncclSystemError: out of memory"), FailureKind.INFRASTRUCTURE),
         (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), FailureKind.INFRASTRUCTURE),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), FailureKind.USER_CODE),
