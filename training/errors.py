@@ -107,7 +107,8 @@ def classify(error: BaseException) -> FailureKind:
         return FailureKind.OOM
     if isinstance(error, RuntimeError) and re.match(r"DataLoader worker .* is killed by signal", str(error)):
         return FailureKind.SIGNAL
-    return FailureKind.USER_CODE
+    cause = FailureKind.USER_CODE if error.__cause__ is None else classify(error.__cause__)
+    return cause if cause in (FailureKind.OOM, FailureKind.SIGNAL) else FailureKind.USER_CODE
 
 
 def _says_no_memory(error: BaseException) -> bool:

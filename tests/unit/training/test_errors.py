@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 
 import pytest
 import torch
@@ -31,3 +33,28 @@ from training.errors import ConfigError, DataError, FailureKind, classify
 )
 def test_a_failure_is_called_by_its_cause(error: BaseException, kind: FailureKind) -> None:
     assert classify(error) is kind
+
+
+def test_what_was_raised_because_of_a_want_of_memory_is_that() -> None:
+    wrapped = RuntimeError("the step failed")
+    wrapped.__cause__ = torch.OutOfMemoryError("CUDA out of memory")
+    assert classify(wrapped) is FailureKind.OOM
+    wrapped.__cause__ = ConfigError([])
+    assert classify(wrapped) is FailureKind.USER_CODE
+
+
+def test_a_loader_s_process_that_was_killed_is_a_signal() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        list(torch.utils.data.DataLoader(Killed(), num_workers=1))
+    assert classify(caught.value) is FailureKind.SIGNAL
+
+
+class Killed(torch.utils.data.Dataset[int]):
+    """Whose loader is killed, as for want of memory."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
