@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. stdout is data, stderr is talk.
 
-Exit status: 0 done; 1 the work failed (a job, every trial); 2 the request was wrong; 130 interrupted.
+Exit status: 0 done; 1 the work failed (a job, every trial); 2 the request was wrong; 130 interrupted; 143 told to
+leave (SIGTERM).
 Nothing heavy is imported before a command needs it.
 """
 
@@ -45,8 +46,8 @@ from training.errors import TrainingError
 
 if TYPE_CHECKING:
     from hpo.definition import StudyDefinition
+    from hpo.orchestrator import Sweep
     from hpo.train_best import Trained
-    from training.errors import Failure
 
 IN_THE_CHECKPOINT = ("task", "seed", "data.", "model.", "lora", "embedding.", "optimizer.", "scheduler.")
 """Keys whose values a checkpoint already holds the consequences of."""
@@ -127,7 +128,7 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
         opened = open_study(definition, database)
         run = Sweep(definition, opened, all_of(tracker, console), began=began)
         run.run()
-    _require_hope(run.hopeless)
+    _require_hope(run)
     if definition.config.budget.deadline is not None and not tally_of(opened).states()[TrialState.COMPLETE]:
         return show.no_best(as_json=as_json)  # it said what is parked, and how to go on
     again, where = again_options(study, env, settings, storage), masked(url)
@@ -163,7 +164,7 @@ def worker(
         tracker = tracker_of(definition, console)
         run = Sweep(definition, opened, all_of(tracker, console), began=began)
         run.run()
-    _require_hope(run.hopeless)
+    _require_hope(run)
     again = again_options(here, env, settings, storage)
     show.helped(describe_status(opened), run.num_told, again=again, has_file=here is not None)
 
@@ -446,11 +447,11 @@ def _require_buildable(definition: StudyDefinition, study: str) -> None:
         print(f"note: {check_text(check)}", file=sys.stderr)
 
 
-def _require_hope(common: Failure | None) -> None:
+def _require_hope(run: Sweep) -> None:
     from hpo.show import failure_text
 
-    if common is not None:
-        leave(1, f"the first trials all failed in the same way, so the sweep ended:\n{failure_text(common)}")
+    if run.hopeless is not None:
+        leave(1, f"{run.gave_up}, so the sweep ended:\n{failure_text(run.hopeless)}")
 
 
 def _require_complete(trained: Trained, go_on: str) -> None:

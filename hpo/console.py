@@ -29,6 +29,7 @@ from hpo import events
 from hpo.criteria import as_tuple
 from hpo.trial import JobStatus
 from training import run_dir
+from training.errors import FailureKind
 
 Clock = Callable[[], float]
 
@@ -85,6 +86,12 @@ def clean(text: str) -> str:
     """`text` on one line, without escape sequences, control characters and other invisible ones."""
     line = _BREAK.sub(" ", _ESCAPE_SEQUENCE.sub("", text))
     return "".join(filter(str.isprintable, line)).strip()
+
+
+def _cleaned_lines(text: str) -> list[str]:
+    """The lines of `text`, each as by ``clean``, with their indentation."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return [" " * (len(line) - len(line.lstrip(" "))) + clean(line) for line in lines]
 
 
 def _join(*parts: str) -> str:
@@ -154,6 +161,7 @@ class _Board:
         """Most jobs that ran side by side."""
         self._deadline: float | None = None
         self._notices: set[str] = set()
+        self._mistakes: set[str] = set()
 
     def hear(self, event: events.Event) -> None:
         match event:
@@ -221,6 +229,15 @@ class _Board:
         score = f"{_join(*self.named(values))} ({folds})" if values else ""
         return _join(f"trial {event.number}", event.state, score, event.reason)
 
+    def traceback(self, event: events.TrialFinished) -> str:
+        """Where the first failing rank met a mistake in the user's code, each once; empty for other failures."""
+        failure = event.failure
+        if failure is None or failure.kind is not FailureKind.USER_CODE or failure.message in self._mistakes:
+            return ""
+        self._mistakes.add(failure.message)
+        place = "it" if failure.rank is None else f"rank {failure.rank}"
+        return "".join(f"\n  {line}" for line in [f"{place} said:", *_cleaned_lines(failure.traceback)])
+
     def named(self, metrics: Mapping[str, float]) -> list[str]:
         """``accuracy 0.8390``, for each objective."""
         return [f"{name} {number(metrics.get(name))}" for name in self.metrics]
@@ -265,7 +282,7 @@ class PlainConsole:
             case events.JobFinished(label=events.JobLabel(trial=int())):
                 return self._fold_line(event)
             case events.TrialFinished():
-                return _join(self._board.verdict(event), self._board.standing())
+                return _join(self._board.verdict(event), self._board.standing()) + self._board.traceback(event)
             case events.Notice():
                 return self._board.note(event)
         return ""
@@ -307,7 +324,7 @@ class LiveConsole:
                 is_best = trial in event.front or (value is not None and value == event.best_value)
                 style = "green" if is_best else {"FAIL": "red", "PRUNED": "dim"}.get(state, "")
                 params = self._board.trials[trial].params if trial in self._board.trials else ""
-                return Text(_join(self._board.verdict(event), params), style)
+                return Text(_join(self._board.verdict(event), params) + self._board.traceback(event), style)
             case events.Notice():
                 return Text(self._board.note(event), "yellow")
         return None

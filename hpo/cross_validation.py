@@ -20,6 +20,7 @@ from training.config import JobConfig, flatten
 from training.errors import Failure, FailureKind, TrainingError
 from training.run_dir import Event, Record, RunDir
 
+PARTS_OF_A_BATCH = ("training.max_micro_batch_size", "training.accumulate_grad_batches")
 OnEpoch = Callable[[int, int, Any], str]
 """Hears (fold, finished epochs, Score); returns why the trial is to stop, or "" to let it go on."""
 
@@ -39,8 +40,12 @@ class Folds:
         on_epoch: OnEpoch,
         *,
         until: int | None = None,
+        goes_on_after: Callable[[Failure], bool] = lambda failure: False,
     ) -> None:
-        """Every fold is paused after `until` epochs; None trains them to their end."""
+        """Every fold is paused after `until` epochs; None trains them to their end.
+
+        `goes_on_after` says whether another trial may go on with one that failed so.
+        """
         self.config, self._folder, self._label = config, folder, label
         self._criteria, self._on_epoch = criteria, on_epoch
         self._num_splits = config.cross_validation.num_splits
@@ -53,11 +58,14 @@ class Folds:
         """Folds that another trial began, and that go on from its checkpoint."""
         self._parked: set[int] = set()
         self._until = config.training.epochs if until is None else until
+        self._goes_on_after = goes_on_after
         self._reached: dict[int, int] = {}
         """Epochs that were scored, by fold."""
         self.split_id = config.cross_validation.split_id
         """Identity of the samples and folds, once a fold was trained."""
         self.failure: Failure | None = None
+        self.micro_batch: int | None = None
+        """Of each rank of the job that ran out of memory, where a smaller one would give the same training."""
         self.stopped = ""
         """Why the trial was stopped."""
 
@@ -181,6 +189,7 @@ class Folds:
         del self._running[fold]
         self.failure = self.failure or result.failure or _unusable(self._criteria, result, self.split_id)
         if self.failure:
+            self.micro_batch = self.micro_batch or _micro_batch(self.config, result)
             return self._ask_to_stop()
         self.split_id = result.split_id
         if result.status is JobStatus.COMPLETE:
@@ -198,6 +207,11 @@ class Folds:
     def _is_at_rung(self, fold: int) -> bool:
         return self._reached.get(fold, 0) >= self._until < self.config.training.epochs
 
+    def park_all(self) -> None:
+        """Ask all that run to leave so."""
+        for fold in [*self._running]:
+            self.park(fold)
+
     def park(self, fold: int) -> None:
         """Ask a fold that runs to leave with a checkpoint to go on from. Others finish, and no more are started."""
         self._parked.add(fold)
@@ -210,7 +224,7 @@ class Folds:
             self._ask_to_stop()
 
     def _ask_to_stop(self) -> None:
-        goes_on = self.failure is not None and self.failure.kind.is_passing
+        goes_on = self.failure is not None and self._goes_on_after(self.failure)
         for run_dir in self._running.values():
             with contextlib.suppress(FileNotFoundError):  # not there yet
                 run_dir.request_stop(keeps_checkpoint=goes_on)
@@ -281,9 +295,19 @@ def _of(facts: Facts, found: _LeftBehind | None) -> _LeftBehind:
 
 
 def _computes(config: JobConfig) -> dict[str, Any]:
-    """What a job of `config` computes, whichever its fold and wherever it runs."""
-    aside = (*VOLATILE, "cross_validation.fold", "cross_validation.split_id")
+    """What a job of `config` computes, whichever its fold and wherever it runs.
+
+    In how many parts a rank takes its share of a batch changes the rounding and what dropout draws, as the number of
+    ranks does.
+    """
+    aside = (*VOLATILE, *PARTS_OF_A_BATCH, "cross_validation.fold", "cross_validation.split_id")
     return {key: value for key, value in flatten(config.model_dump()) if not key.startswith(aside)}
+
+
+def _micro_batch(config: JobConfig, result: TrialResult) -> int | None:
+    if result.failure is None or result.failure.kind is not FailureKind.OOM or config.gradient_cache.enabled is False:
+        return None  # without the cache, samples of a contrastive loss are compared within a micro-batch
+    return config.batch_plan(result.world_size).micro_batch_size
 
 
 def _unusable(criteria: Criteria, result: TrialResult, split_id: str | None) -> Failure | None:

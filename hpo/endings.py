@@ -52,17 +52,19 @@ def outage(error: BaseException) -> str | None:
 
 @contextmanager
 def terminable(go_on: Callable[[], str]) -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does, so that trials are told and ranks are gone.
+    """Ctrl-C and the signals of schedulers end the command so that trials are told and ranks are gone.
 
     `go_on` tells the user how to continue what was cut short.
     """
-    # What is ignored stays ignored: nohup.
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    heard = [each for each in numbers if signal.getsignal(each) is not signal.SIG_IGN]
+    handlers = {signal.SIGINT: interruption.interrupt, **dict.fromkeys(interruption.NOTICES, interruption.notice)}
     interruption.hear()
-    before = {number: signal.signal(number, interruption.interrupt) for number in heard}
+    # What is ignored stays ignored: nohup.
+    heard = {each: handler for each, handler in handlers.items() if signal.getsignal(each) is not signal.SIG_IGN}
+    before = {number: signal.signal(number, handler) for number, handler in heard.items()}
     try:
         yield
+    except interruption.Preempted:
+        leave(143, f"told to leave; {go_on()}")
     except KeyboardInterrupt:
         leave(130, f"interrupted; {go_on()}")
     except Exception as error:

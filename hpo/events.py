@@ -22,6 +22,7 @@ from hpo.crew import Usage
 from hpo.criteria import Names, Score
 from hpo.trial import TrialResult
 from training.config import JobConfig
+from training.errors import Failure
 from training.run_dir import Record, RunDir
 
 
@@ -118,6 +119,8 @@ class TrialFinished:
     """Best value of the study so far, this trial included; None with several objectives."""
     front: tuple[int, ...] = ()
     """With several objectives: the trials that no other dominates, this one included."""
+    failure: Failure | None = None
+    """Of a trial that failed for good."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,11 +17,12 @@ import functools
 import json
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import optuna
@@ -196,8 +197,16 @@ class LedgerStorage(RDBStorage):
             return set(connection.scalars(select(leases.c.trial_id).where(*ours)))
 
     @_patient
-    def hand_over(self, trial_id: int, successor: FrozenTrial | None, *, seen: Held | None = None) -> bool:
-        """End a RUNNING trial as interrupted and queue its `successor`, if there is to be one.
+    def hand_over(
+        self,
+        trial_id: int,
+        successor: FrozenTrial | None,
+        *,
+        seen: Held | None = None,
+        attributes: Mapping[str, Any] = MappingProxyType({INTERRUPTED: True}),
+    ) -> bool:
+        """End a RUNNING trial, as interrupted unless `attributes` say otherwise, and queue its `successor`, if there is
+        to be one.
 
         Returns False, and changes nothing, where it is over already, or has another lease than was `seen`.
         """
@@ -206,7 +215,8 @@ class LedgerStorage(RDBStorage):
             lease = session.execute(select(leases.c.expires).where(leases.c.trial_id == trial_id)).first()
             if trial.state is not TrialState.RUNNING or (seen and lease != (seen.expires,)):
                 return False
-            self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, INTERRUPTED, True)
+            for key, value in attributes.items():
+                self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, key, value)
             if successor is not None:
                 self._queue(session, trial, successor)
             trial.state, trial.datetime_complete = TrialState.FAIL, datetime.now()

@@ -6,7 +6,6 @@ One thread asks, decides, tells and is heard; jobs run in Slots. Of this process
 from __future__ import annotations
 
 import math
-import re
 import time
 from dataclasses import replace
 from functools import partial
@@ -35,6 +34,7 @@ from hpo.events import (
 )
 from hpo.ledger import ledger_of
 from hpo.past import told_again
+from hpo.policy import FROM_OUTSIDE, Action, Delays, Policy, Verdict, hopeless
 from hpo.resources import Resources
 from hpo.slots import Slots
 from hpo.spending import Meter, budget_of, fold_times, spent
@@ -49,18 +49,16 @@ from hpo.study import (
     study_names,
     take_place,
 )
-from hpo.tally import RETRIES, REVIVES, tally_of
+from hpo.tally import NOT_BEFORE, REVIVES, tally_of
 from hpo.trial import JobStatus
 from hpo.trials import ENDED_FROM_OUTSIDE, Running, Trials
 from hpo.watchdog import Watchdog
-from training.errors import Failure, FailureKind
+from training.errors import Failure
 
 ATTEND_S = 5.0
 """How often a sweep says that it lives, and looks whether others do."""
 OUTAGE_S, LAST_OUTAGE_S = 900.0, 5.0
 """How long a sweep waits for a database that is away, while its jobs train on; and at its end."""
-HOPELESS_AFTER = 3
-"""A sweep ends when this many first trials all fail in the same way, for a reason that no hyperparameter explains."""
 BLAMELESS = (
     KeyboardInterrupt,
     OSError,
@@ -71,14 +69,6 @@ BLAMELESS = (
 )
 """What ends a sweep and is not the fault of the trials that run."""
 MORE_TRIALS = "hpo sweep with a larger --trials goes on"
-BY_CHANCE = {
-    FailureKind.NON_FINITE,
-    FailureKind.OOM,
-    FailureKind.SIGNAL,
-    FailureKind.INFRASTRUCTURE,
-    FailureKind.HANG,
-    FailureKind.TIMEOUT,
-}
 
 
 class Sweep:
@@ -106,14 +96,19 @@ class Sweep:
         self._resources = Resources(definition, detect_hardware(), self._say)
         self._slots = Slots(crews_stay=definition.config.resources.processes == "per_trial")
         self._trials = Trials(definition, study, listen, self._resources.placed)
+        self._policy, self._delays = Policy(definition.config.recovery), Delays(clock)
         self._running: dict[int, Running] = {}
         """By number."""
         self._asks = True
         """Whether it still asks for new trials."""
         self._looks = True
         """Whether it still takes up stopped ones."""
+        self._is_preempted = False
+        """Whether it was told to leave."""
         self.hopeless: Failure | None = None
         """Why the sweep gave up, when it did."""
+        self.gave_up = "the first trials all failed in the same way"
+        """The same in words."""
         self.parked: list[int] = []
         """Trials that did not end before the deadline and are queued again."""
 
@@ -133,7 +128,10 @@ class Sweep:
                 go_on = "paused ones that may still win go on" if self._trials.has_second_look else MORE_TRIALS
                 self._say(f"{done}; {go_on}")
             self._started = self._clock()  # opening MLflow takes seconds that belong to no trial
-            self._work()
+            with interruption.listening():
+                self._work()
+            if self._is_preempted:
+                raise interruption.Preempted
             interrupted = False
         except BaseException as error:
             interruption.hear()
@@ -153,9 +151,11 @@ class Sweep:
             while self._start_job():
                 self._attend()
             self._slots.dismiss_idle()
-            if not self._slots:
+            if not self._slots and (not self._delays or self._is_preempted):
                 break
-            self._hear(self._slots.hear(min(self._deadline.wait_s, ATTEND_S)))
+            self._hear(self._slots.hear(min(self._deadline.wait_s, ATTEND_S, self._delays.wait_s())))
+            if interruption.take_notice():
+                self._leave_soon()
             self._attend()
             if self._deadline.is_over:  # one that was asked to stop did not, or waits for devices
                 self._end_jobs()
@@ -164,6 +164,15 @@ class Sweep:
                 if label.trial is not None and label.fold is not None:
                     self._running[label.trial].folds.park(label.fold)
         self._close()
+
+    def _leave_soon(self) -> None:
+        """We were told to leave: every fold leaves with a checkpoint, in the time there is, and none begins."""
+        notice_s = self._definition.config.recovery.preemption_notice
+        self._say(f"told to leave: folds have {notice_s:g} s to keep a checkpoint (a second signal ends them at once)")
+        self._is_preempted = True
+        self._deadline.at = min(self._deadline.at, self._clock() + notice_s)
+        for running in self._running.values():
+            running.folds.park_all()
 
     def _attend(self) -> None:
         """Now and then: hold our trials for longer, let go of those that others have, and queue what nobody holds."""
@@ -199,9 +208,10 @@ class Sweep:
 
     def _recover(self) -> None:
         """Queue the trials again that nobody evaluates any more."""
-        for number in recover(self._study, self._running):
+        lost = recover(self._study, self._running, max_losses=self._definition.config.recovery.max_retries)
+        for number, reason in lost.items():
             self._asks = True
-            self._trials.finished(number, TrialState.FAIL, reason="its process ended; queued again")
+            self._trials.finished(number, TrialState.FAIL, reason=reason)
 
     def _close(self) -> None:
         """No job runs any more: say what is left of the trials, and of the budget."""
@@ -212,7 +222,8 @@ class Sweep:
                 self._park(running)
         if self.parked:
             trials = f"trial{'s' * (len(self.parked) > 1)} {', '.join(map(str, self.parked))}"
-            at = f"budget.deadline of {self._definition.config.budget.deadline:g} s"
+            limit = self._definition.config.budget.deadline
+            at = "told to leave" if self._is_preempted else f"budget.deadline of {limit:g} s"
             self._say(f"{at}: {trials} parked and queued again; the same command continues the study")
         if self._budget.config.device_hours is not None and (above := self._budget.overrun(self._spent())):
             self._say(above)
@@ -222,11 +233,12 @@ class Sweep:
 
         Returns whether to call again: one was started, or a trial was over before it began.
         """
-        if not self._resources.has_room:
+        if self._is_preempted or not self._resources.has_room:
             return False
+        self._delays.wake(self._resources.max_trials - self._num_active)
         is_fold_first = self._definition.config.resources.parallel_folds == "on"
         running = self._waiting(beside_others=is_fold_first) or self._new_trial() or self._waiting(beside_others=True)
-        if running is None or running.folds.is_over:
+        if running is None or running.folds.is_over or running.trial.number in self._delays:
             return running is not None
         if not self._has_time(running):  # a new one that goes on with another, and has more to train than is known
             return False
@@ -243,7 +255,8 @@ class Sweep:
     def _waiting(self, *, beside_others: bool) -> Running | None:
         """The first trial with a fold to start: one of which none runs, or any if folds may run side by side."""
         any_will_do = beside_others and self._definition.config.resources.parallel_folds != "off"
-        waiting = (each for each in self._running.values() if each.folds.num_left and self._has_time(each))
+        awake = (each for each in self._running.values() if each.trial.number not in self._delays)
+        waiting = (each for each in awake if each.folds.num_left and self._has_time(each))
         return next((each for each in waiting if any_will_do or not each.folds.num_running), None)
 
     def _has_time(self, running: Running) -> bool:
@@ -251,12 +264,17 @@ class Sweep:
 
     def _new_trial(self) -> Running | None:
         """A trial that is told at once, when there is nothing to run, comes back as one that is over."""
-        if len(self._running) >= self._resources.max_trials:
+        if self._num_active >= self._resources.max_trials:
             return None
         self._asks = self._asks and self._goes_on()
         if self._asks:
             self._trials.promote()  # it goes first
         return self._begin_trial() if self._asks or self._takes_up_another() else None
+
+    @property
+    def _num_active(self) -> int:
+        """Trials that run, those that wait to be tried again left out."""
+        return len(self._running) - len(self._delays)
 
     def _num_jobs_left(self) -> int:
         folds = self._definition.job.cross_validation.num_splits
@@ -394,6 +412,7 @@ class Sweep:
             self._trials.finished(trial.number, TrialState.FAIL, reason=ENDED_FROM_OUTSIDE)
             return None
         self._running[trial.number] = running
+        self._delays.add(trial.number, trial.user_attrs.get(NOT_BEFORE, 0.0))
         if running.folds.is_over:
             self._tell(running)
         return running
@@ -415,26 +434,23 @@ class Sweep:
 
     def _tell(self, running: Running) -> None:
         """A trial is over: tell the study, or queue what is left of it."""
-        if running.folds.is_parked:
+        failure = running.folds.failure
+        if running.folds.is_parked or (self._is_preempted and failure and failure.kind in FROM_OUTSIDE):
             return self._park(running)
-        if self._is_to_be_retried(running):
-            return self._retry(running)
+        verdict = None if failure is None else self._policy.decide(failure, running.tried)
+        if failure and verdict and verdict.action.goes_on:
+            return self._retry(running, failure, verdict)
         self._forget(running)
-        self._trials.tell(running)
-        self._failures.append(running.folds.failure)
-        self.hopeless = hopeless(self._failures)
+        self._trials.tell(running, verdict)
+        self._failures.append(failure)
+        self.hopeless = self.hopeless or hopeless(self._failures)
+        if failure and verdict and verdict.action is Action.STOP and self.hopeless is None:
+            self.hopeless, self.gave_up = failure, f"recovery.on_failure.{failure.kind} is stop"
 
-    def _is_to_be_retried(self, running: Running) -> bool:
-        failure, retries = running.folds.failure, running.trial.user_attrs.get(RETRIES, 0)
-        is_passing = failure is not None and failure.kind.is_passing
-        return is_passing and retries < self._definition.config.recovery.max_retries
-
-    def _retry(self, running: Running) -> None:
+    def _retry(self, running: Running, failure: Failure, verdict: Verdict) -> None:
         """Queue it again, as after Ctrl-C."""
-        retries, failure = running.trial.user_attrs.get(RETRIES, 0) + 1, running.folds.failure
-        of_all = f"{retries} of {self._definition.config.recovery.max_retries} retries"
-        why = "" if failure is None else f"{failure.kind}: {failure.message}"
-        self._queue_again(running, f"{why}; queued again ({of_all})", **{RETRIES: retries})
+        reason = f"{failure.kind}: {failure.message}; {verdict.reason}"
+        self._queue_again(running, reason, **verdict.attributes)
         self._asks = True
 
     def _queue_again(self, running: Running, reason: str, **attributes: Any) -> bool:
@@ -450,16 +466,10 @@ class Sweep:
         del self._running[number]
         self._resources.forget(number)
         self._watchdog.forget(number)
+        self._delays.forget(number)
 
     def _park(self, running: Running) -> None:
         """What would not end before the deadline is queued again, as after Ctrl-C."""
-        if self._queue_again(running, "parked before the deadline; queued again"):
+        why = "told to leave" if self._is_preempted else "parked before the deadline"
+        if self._queue_again(running, f"{why}; queued again"):
             self.parked.append(running.trial.number)
-
-
-def hopeless(failures: list[Failure | None]) -> Failure | None:
-    """The common failure of the first trials of a sweep, when they all failed alike; else None."""
-    first = [failure for failure in failures[:HOPELESS_AFTER] if failure and failure.kind not in BY_CHANCE]
-    # Numbers may differ: sizes, process ids, addresses.
-    alike = {(failure.kind, re.sub(r"\d+", "", failure.message)) for failure in first}
-    return first[-1] if len(first) == HOPELESS_AFTER and len(alike) == 1 else None

@@ -65,13 +65,16 @@ class Slots:
                 slot.is_idle = False
 
     def hear(self, wait_s: float = math.inf) -> Event | None:
-        """Wait for the next event, `wait_s` at most; None then, and when a slot has ended. Raises what ended it."""
+        """Wait for the next event, `wait_s` at most; None then, when a slot has ended, and when we are told to leave.
+
+        Raises what ended a slot.
+        """
         heard, until = None, time.monotonic() + wait_s
         while heard is None:  # in short waits, which a signal that another thread got cannot outlast
             interruption.raise_lost()
             with contextlib.suppress(Empty):
                 heard = self._heard.get(timeout=min(0.5, max(0.0, until - time.monotonic())))
-            if heard is None and time.monotonic() >= until:
+            if heard is None and (time.monotonic() >= until or interruption.has_notice()):
                 return None
             if heard is None and self._is_cancelled:  # Ctrl-C may have taken the last word of a thread
                 heard = next((slot for slot, thread in self._slots.items() if not thread.is_alive()), None)

@@ -39,8 +39,21 @@ from hpo.ledger import SUCCEEDS, ledger_of
 from hpo.masking import masked
 from hpo.search_space import distribution, grid, sample
 from hpo.study_config import ParameterConfig
-from hpo.tally import AUDIT, CONTINUES, INTERRUPTED, RETRIES, REVIVES, RUNG, SAMPLED, tally_of
+from hpo.tally import (
+    AUDIT,
+    CONTINUES,
+    INTERRUPTED,
+    LOSSES,
+    MICRO_BATCH,
+    NOT_BEFORE,
+    RETRIES,
+    REVIVES,
+    RUNG,
+    SAMPLED,
+    tally_of,
+)
 from training.config import JobConfig, flatten
+from training.errors import Failure, FailureKind
 from training.run_dir import RunDir
 
 UID, IDENTITY, FOLDER, DEFINITION = "hpo:uid", "hpo:definition", "hpo:folder", "hpo:study"
@@ -49,6 +62,8 @@ definition as it was last swept, for workers."""
 OWNER, FAILURE, SPLIT_ID, REASON = "hpo:owner", "hpo:failure", "hpo:split_id", "hpo:reason"
 """Trial attributes: the process that evaluated it, for people; why it failed, the identity of the samples and folds it
 was scored on, why it was stopped. Others are in hpo/tally.py."""
+INHERITED = (REVIVES, RUNG, AUDIT, RETRIES, LOSSES, MICRO_BATCH, NOT_BEFORE)
+"""By a trial that goes on with another one."""
 LOCK_POLL_S = 0.01
 """How often a sweep looks whether another one beside it has done asking."""
 
@@ -418,7 +433,7 @@ def _successor(trial: FrozenTrial, **attributes: Any) -> FrozenTrial | None:
     params = trial.user_attrs.get(SAMPLED, trial.system_attrs.get("fixed_params"))
     if params is None:
         return None
-    inherited = {key: trial.user_attrs[key] for key in (REVIVES, RUNG, AUDIT, RETRIES) if key in trial.user_attrs}
+    inherited = {key: trial.user_attrs[key] for key in INHERITED if key in trial.user_attrs}
     lineage = {CONTINUES: trial.user_attrs.get(CONTINUES, trial.number), **inherited, **attributes}
     return create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": params}, user_attrs=lineage)
 
@@ -439,23 +454,45 @@ def running_here(study: optuna.Study) -> list[int]:
     return [each.number for each in ledger.held(study._study_id) if each.holder == ledger.holder]
 
 
-def recover(study: optuna.Study, ours: Collection[int] | None = None) -> list[int]:
-    """Queue the trials again that nobody evaluates any more (kill -9, a lost machine), and return their numbers.
+def recover(
+    study: optuna.Study, ours: Collection[int] | None = None, *, max_losses: float = math.inf
+) -> dict[int, str]:
+    """Queue the trials again that nobody evaluates any more (kill -9, a lost machine); returns what became of each, by
+    number.
 
     `ours` are those that this process does, None for all that it holds: it was not told of one where the database broke
-    off just as it was given. What is left of their processes on this machine is killed first. Any number of processes
-    may do this at once.
+    off just as it was given. A trial that was lost more than `max_losses` times without a new evaluation in between
+    fails: it may be what takes processes down. What is left of their processes on this machine is killed first. Any
+    number of processes may do this at once.
     """
-    ledger, recovered = ledger_of(study), []
+    ledger, recovered = ledger_of(study), {}
     for held in ledger.held(study._study_id):
         is_here = held.holder == ledger.holder
         is_unknown = ours is not None and held.number not in ours
         if is_unknown if is_here else held.is_lost:
             trial = _trial(study, held.number)
             kill_processes(job_id_prefix(trial_folder(study, trial)))
-            if ledger.hand_over(held.trial_id, _successor(trial), seen=held):
-                recovered.append(held.number)
+            losses = _losses(trial)
+            if losses[0] > max_losses:
+                failure = Failure(kind=FailureKind.INFRASTRUCTURE, message=_LOST.format(losses[0]))
+                is_ours = ledger.hand_over(held.trial_id, None, seen=held, attributes={FAILURE: asdict(failure)})
+                reason = f"{failure.kind}: {failure.message}"
+            else:
+                is_ours = ledger.hand_over(held.trial_id, _successor(trial, **{LOSSES: losses}), seen=held)
+                reason = "its process ended; queued again"
+            if is_ours:
+                recovered[held.number] = reason
     return recovered
+
+
+_LOST = "its process was lost {} times without a new evaluation in between"
+
+
+def _losses(trial: FrozenTrial) -> tuple[int, int]:
+    """How often in a row the process of `trial` was lost, this time included, and the evaluations reported by now."""
+    count, before = trial.user_attrs.get(LOSSES, (0, 0))
+    reported = len(trial.intermediate_values)
+    return (1 if reported > before else count + 1), max(reported, before)
 
 
 def known_split(study: optuna.Study, definition: StudyDefinition) -> str | None:

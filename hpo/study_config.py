@@ -264,8 +264,61 @@ class BudgetConfig(Section):
     not beat the best before them by more than the noise of the folds they share (one-sided, 5 %)."""
 
 
+_WithoutRetry = Literal["infeasible", "fail", "stop"]
+_Retried = Literal["retry", "infeasible", "fail", "stop"]
+_NEVER_RETRIED = {
+    "config": "the same configuration is wrong each time",
+    "data": "the same data are read again",
+    "user_code": "the same code fails again",
+}
+
+
+class OnFailureConfig(Section):
+    """What becomes of a trial, by the kind of its failure (docs/failures.md). `retry`: another trial goes on from its
+    checkpoints; `infeasible`: it is told as one that violates a constraint, so that the sampler stays away from its
+    like; `fail`: it is told as failed, from which a sampler learns nothing; `stop`: the same, and the sweep ends when
+    the trials that run have."""
+
+    oom: Literal["halve_batch", "retry", "infeasible", "fail", "stop"] = "halve_batch"
+    """Out of memory, of a device or of the machine. `halve_batch`: try it again with half the samples at a time and
+    twice as many accumulations, so with the same global batch; `infeasible` when there is nothing to halve."""
+    infrastructure: _Retried = "retry"
+    """A collective broke: a rank, its network or its machine was lost."""
+    signal: _Retried = "retry"
+    """A rank was killed."""
+    hang: _Retried = "retry"
+    """The ranks told nothing for `no_progress_timeout`."""
+    preemption: Literal["retry", "fail", "stop"] = "retry"
+    """A rank was told to leave by its scheduler. Such a retry is not counted, and nothing waits for it."""
+    timeout: _Retried = "fail"
+    """`fold_timeout` or `trial_timeout` was over."""
+    distributed_start: _Retried = "fail"
+    """The ranks did not find each other, and one process did not work either."""
+    launch: _Retried = "fail"
+    """The job ended before our code ran."""
+    non_finite: _Retried = "fail"
+    """The loss or a metric became NaN or infinite."""
+    user_code: _WithoutRetry = "fail"
+    """An exception in the task, the model or anything else that ran in a rank."""
+    data: _WithoutRetry = "fail"
+    """The data cannot be read, or have changed."""
+    config: _WithoutRetry = "fail"
+    """The sampled values do not go together."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_fails_each_time_is_not_retried(cls, values: Any) -> Any:
+        for kind, why in _NEVER_RETRIED.items() if isinstance(values, dict) else ():
+            if values.get(kind) in ("retry", "halve_batch"):
+                raise ValueError(f"{kind} cannot be {values[kind]}: {why}; write infeasible, fail or stop")
+        for kind, action in values.items() if isinstance(values, dict) else ():
+            if kind != "oom" and action == "halve_batch":
+                raise ValueError(f"halve_batch is for oom; {kind} has nothing to do with the size of a batch")
+        return values
+
+
 class RecoveryConfig(Section):
-    """When a job is given up, and how often its trial is tried again."""
+    """When a job is given up, what becomes of a trial that failed, and how often it is tried again."""
 
     no_progress_timeout: Duration = 1800.0
     """End a job whose ranks have told nothing for so long, no loss and no evaluation, though they have their devices.
@@ -274,8 +327,16 @@ class RecoveryConfig(Section):
     """Fail a trial of which one fold takes longer."""
     trial_timeout: Duration | None = None
     """Fail a trial whose folds take longer together, in one sweep."""
+    on_failure: OnFailureConfig = OnFailureConfig()
     max_retries: NonNegativeInt = 2
-    """How often a trial is tried again whose job hung, was killed or lost a rank, before it fails."""
+    """How often a trial is tried again after failures, before it fails for good. As often may the process that
+    evaluates it be lost (kill -9, a dead machine) without a new evaluation in between."""
+    backoff: Duration = 1.0
+    """A trial waits so long before its first retry, twice as long before each other one (5 minutes at most), or up to
+    half less, by chance. Other trials go on meanwhile."""
+    preemption_notice: Duration = 20.0
+    """What the folds have to leave with a checkpoint when the sweep is told to by SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2;
+    then they are killed. Keep it below what your scheduler waits. A second signal, and Ctrl-C, end them at once."""
 
 
 class ResourcesConfig(Section):

@@ -40,8 +40,12 @@ from hpo.stopping.dominance import dominates
 INTERRUPTED, CONTINUES, REVIVES = "hpo:interrupted", "hpo:continues", "hpo:revives"
 """Trial attributes: it was cut short and does not count; the trial that it goes on with, the first one if that went on
 itself; the stopped trial that it takes up again, and whose place it takes."""
-RETRIES = "hpo:retries"
-"""How often it was given up before and tried again."""
+RETRIES, LOSSES = "hpo:retries", "hpo:losses"
+"""How often it failed before and was tried again; how often in a row its process was lost, and how many evaluations it
+had reported by then."""
+MICRO_BATCH, NOT_BEFORE = "hpo:micro_batch", "hpo:not_before"
+"""The most samples that a rank of it may work on at a time, after it ran out of memory with more; the time of day, in
+seconds since 1970, before which it does not start."""
 RUNG, PAUSED = "hpo:rung", "hpo:paused"
 """Epochs after which the folds of a trial that was promoted are paused again; it was stopped by a rule that may take it
 up again."""

@@ -15,12 +15,13 @@ from enum import StrEnum
 from hpo.cancellation import JobCancelled
 from hpo.crew import Crew, OnNotice
 from hpo.devices import Placement
+from hpo.host_memory import oom_kills
 from hpo.launchers import LaunchCancelled, command_line
 from hpo.leases import LeaseCancelled
 from hpo.watch import Watch
 from training.config import JobConfig
 from training.errors import Failure, FailureKind, TrainingError
-from training.run_dir import RANK_KILLED, Event, Record, RunDir, Tail
+from training.run_dir import RANK_KILLED, Event, Outcome, Record, RunDir, Tail
 
 POLL_INTERVAL_S = 0.05
 LOG_TAIL_BYTES = 4000
@@ -170,17 +171,18 @@ def _attempt_again(order: _Order, placement: Placement, failure: Failure) -> Tri
 def _attempt(order: _Order, placement: Placement) -> TrialResult:
     run_dir = order.run_dir
     _prepare(order, placement)
-    started, outcome = time.monotonic(), None
+    started, outcome, killed = time.monotonic(), None, oom_kills()
     try:
         order.config.batch_plan(placement.world_size)
         exit_status = _follow(order, placement)
         outcome = run_dir.load_result()  # a written result counts, however the processes ended afterwards
         failure = None if outcome else _failure(run_dir, placement, exit_status)
+        failure = _seen_from_outside(failure, run_dir, killed, is_over=outcome is not None and not outcome.stopped)
     except TrainingError as error:  # a batch that cannot be shared; a record that a full disk cut off
         failure = Failure(kind=error.kind, message=str(error))
         run_dir.write_error(failure)
     return TrialResult(
-        status=JobStatus.FAILED if outcome is None else JobStatus.STOPPED if outcome.stopped else JobStatus.COMPLETE,
+        status=_status(outcome, failure),
         metrics=outcome.metrics if outcome else {},
         failure=failure,
         duration_s=time.monotonic() - started,
@@ -189,6 +191,12 @@ def _attempt(order: _Order, placement: Placement) -> TrialResult:
         split_id=outcome.split_id if outcome else None,
         paused_at=(run_dir.last_epoch() or None) if outcome and outcome.paused else None,
     )
+
+
+def _status(outcome: Outcome | None, failure: Failure | None) -> JobStatus:
+    if outcome is None or failure:
+        return JobStatus.FAILED
+    return JobStatus.STOPPED if outcome.stopped else JobStatus.COMPLETE
 
 
 def _may_follow(order: _Order, placement: Placement) -> bool:
@@ -254,6 +262,21 @@ def _unexplained(run_dir: RunDir, placement: Placement, exit_status: int) -> Fai
     else:
         kind, text = FailureKind.SIGNAL, "a rank was killed"
     return Failure(kind=kind, message=f"{text} ({how}); see {run_dir.logs}", traceback=_log_tail(run_dir))
+
+
+def _seen_from_outside(
+    failure: Failure | None, run_dir: RunDir, killed: int | None, *, is_over: bool
+) -> Failure | None:
+    """What became of a job that only looks as if it had failed by itself, or had been asked by us to stop."""
+    if run_dir.is_preempted() and not is_over:
+        return Failure(kind=FailureKind.PREEMPTION, message="a rank was told to leave by SIGTERM, SIGUSR1 or SIGUSR2")
+    if failure is None or killed is None or failure.kind not in (FailureKind.SIGNAL, FailureKind.INFRASTRUCTURE):
+        return failure
+    num_killed = (oom_kills() or 0) - killed
+    if num_killed <= 0:
+        return failure
+    text = f"the machine had no memory left and the kernel killed {num_killed} of its processes: {failure.message}"
+    return replace(failure, kind=FailureKind.OOM, message=text)
 
 
 def _log_tail(run_dir: RunDir) -> str:

@@ -23,6 +23,7 @@ from hpo.front import FrontRace
 from hpo.job import Job
 from hpo.ledger import ledger_of
 from hpo.memory_check import CONSTRAINT, MemoryCheck
+from hpo.policy import Action, Policy, Tried, Verdict
 from hpo.pruning import Pruner, StepAxis, is_audited
 from hpo.spending import budget_of
 from hpo.stopping.halving import Halving, rungs
@@ -41,7 +42,18 @@ from hpo.study import (
     revive,
     trial_folder,
 )
-from hpo.tally import AUDIT, CONTINUES, ESTIMATE, FOLD_SCORES, PAUSED, RUNG, VIOLATED, tally_of
+from hpo.tally import (
+    AUDIT,
+    CONTINUES,
+    ESTIMATE,
+    FOLD_SCORES,
+    MICRO_BATCH,
+    PAUSED,
+    RETRIES,
+    RUNG,
+    VIOLATED,
+    tally_of,
+)
 from hpo.trial import JobStatus, TrialResult
 from training.config import JobConfig, dump_yaml
 from training.errors import ConfigError, Failure, FailureKind
@@ -96,6 +108,11 @@ class Running:
     rows: dict[int, FoldRow] = field(default_factory=dict)
     """What the study's database knows of its folds, and of those of the trials that it goes on with."""
 
+    @property
+    def tried(self) -> Tried:
+        """What was tried of it, to the policy that decides about its failure."""
+        return Tried(retries=self.trial.user_attrs.get(RETRIES, 0), micro_batch=self.folds.micro_batch)
+
 
 class Trials:
     """Those of one study that this process evaluates."""
@@ -113,6 +130,7 @@ class Trials:
         self._halving = halving_of(definition)
         self._judge = self._new_judge()
         self._memory = MemoryCheck(self._say)
+        self._policy = Policy(definition.config.recovery)
 
     def _new_judge(self) -> Judge:
         config = self._definition.config
@@ -129,7 +147,8 @@ class Trials:
             config, failure = self._definition.job, Failure(kind=FailureKind.CONFIG, message=str(error))
         self._listen(TrialStarted(number=trial.number, params=params, config=config))
         split_id = known_split(self._study, self._definition) or config.cross_validation.split_id
-        config = config.with_values({"cross_validation.split_id": split_id})
+        smaller = _in_parts_of(trial.user_attrs.get(MICRO_BATCH))
+        config = config.with_values({"cross_validation.split_id": split_id, **smaller})
         folder, begun = trial_folder(self._study, trial), trial.user_attrs.get(CONTINUES)
         root = trial.number if begun is None else begun
         runner = self._judge.new_runner(trial.number, root, config.training.epochs)
@@ -143,7 +162,10 @@ class Trials:
                 return ENDED_FROM_OUTSIDE
 
         label = JobLabel(study=self._study.study_name, trial=trial.number)
-        folds = Folds(config, folder, label, self._definition.criteria, on_epoch, until=self._until(trial))
+        until, goes_on_after = self._until(trial), self._policy.goes_on_after
+        folds = Folds(
+            config, folder, label, self._definition.criteria, on_epoch, until=until, goes_on_after=goes_on_after
+        )
         folds.failure = failure
         if failure is None:
             self._keep_config(trial, config, folder)
@@ -219,14 +241,14 @@ class Trials:
             self._say(f"trial {found[0]} is taken up again: {found[1]}")
         return tally_of(self._study).is_one_to_revive()
 
-    def tell(self, running: Running) -> None:
-        """A trial is over: tell the study what came of it."""
+    def tell(self, running: Running, verdict: Verdict | None = None) -> None:
+        """A trial is over: tell the study what came of it. The `verdict` is on its failure."""
         trial, folds = running.trial, running.folds
         try:
             trial.set_user_attr(FOLD_SCORES, list(folds.scores))
             trial.set_user_attr(SPLIT_ID, folds.split_id)
             if folds.failure is not None:
-                self._tell_failure(trial, folds.failure, folds)
+                self._tell_failure(trial, folds.failure, folds, verdict)
             elif folds.stopped:
                 self._tell_stop(running, folds.stopped)
             elif folds.is_paused:
@@ -245,10 +267,22 @@ class Trials:
         details |= {"front": tuple(tally_of(self._study).front())}
         self._listen(TrialFinished(number=number, state=state, fold_scores=scores, **{"value": None, **details}))
 
-    def _tell_failure(self, trial: optuna.Trial, failure: Failure, folds: Folds) -> None:
+    def _tell_failure(
+        self, trial: optuna.Trial, failure: Failure, folds: Folds, verdict: Verdict | None = None
+    ) -> None:
         trial.set_user_attr(FAILURE, asdict(failure))
-        self._study.tell(trial, state=OptunaState.FAIL)
-        self.finished(trial.number, TrialState.FAIL, folds.scores, reason=f"{failure.kind}: {failure.message}")
+        added = f"; {verdict.reason}" if verdict and verdict.reason else ""
+        reason, state = f"{failure.kind}: {failure.message}{added}", TrialState.FAIL
+        if verdict is not None and verdict.action is Action.INFEASIBLE:
+            state, reason = TrialState.PRUNED, f"{reason}; told as infeasible"
+            trial.set_constraint(failure.kind, 1.0)
+            trial.set_user_attr(VIOLATED, {str(failure.kind): 1.0})
+            trial.set_user_attr(REASON, reason)
+            # Not by study.tell, which takes the last reported value for that of a stopped trial.
+            self._study._storage.set_trial_state_values(trial._trial_id, OptunaState.PRUNED)
+        else:
+            self._study.tell(trial, state=OptunaState.FAIL)
+        self.finished(trial.number, state, folds.scores, reason=reason, failure=failure)
 
     def _tell_stop(self, running: Running, reason: str) -> None:
         trial, folds = running.trial, running.folds
@@ -327,6 +361,13 @@ def _row(running: Running, fold: int, trained_by: int) -> FoldRow:
         trained_by=trained_by,
         run_dir=str(running.folds.run_dir(fold).path),
     )
+
+
+def _in_parts_of(micro_batch: int | None) -> dict[str, Any]:
+    """Changes to a configuration so that no rank works on more samples at a time. The global batch stays."""
+    if micro_batch is None:
+        return {}
+    return {"training.max_micro_batch_size": micro_batch, "training.accumulate_grad_batches": "auto"}
 
 
 def halving_of(definition: StudyDefinition) -> Halving | None:

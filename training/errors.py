@@ -6,14 +6,17 @@
     ├── NonFiniteLossError        non_finite   the loss became NaN or infinite
     └── DistributedStartError     distributed_start   the process group could not be formed
 
-Any other exception in a rank is ``user_code``, but for out-of-memory (``oom``), and a full disk or a collective that
-broke after the start (``infrastructure``). Two kinds are only ever seen from outside, by whoever launched the job:
-``signal`` (a rank was killed) and ``launch`` (it ended and said nothing).
+Any other exception in a rank is ``user_code``, but for out-of-memory (``oom``), a full disk or a collective that broke
+after the start (``infrastructure``), and a loader's process that was killed (``signal``). The others are only ever seen
+from outside, by whoever launched the job: ``signal`` (a rank was killed), ``preemption`` (it was told to leave),
+``hang`` and ``timeout`` (it was given up), and ``launch`` (it ended and said nothing). What is done about each is
+hpo/policy.py's.
 """
 
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -33,11 +36,7 @@ class FailureKind(StrEnum):
     LAUNCH = "launch"
     HANG = "hang"
     TIMEOUT = "timeout"
-
-    @property
-    def is_passing(self) -> bool:
-        """Whether the same job is likely to go well another time."""
-        return self in (FailureKind.INFRASTRUCTURE, FailureKind.SIGNAL, FailureKind.HANG)
+    PREEMPTION = "preemption"
 
 
 class TrainingError(Exception):
@@ -106,12 +105,17 @@ def classify(error: BaseException) -> FailureKind:
         return FailureKind.INFRASTRUCTURE
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _says_no_memory(error):
         return FailureKind.OOM
-    return FailureKind.USER_CODE
+    if isinstance(error, RuntimeError) and re.match(r"DataLoader worker .* is killed by signal", str(error)):
+        return FailureKind.SIGNAL
+    cause = FailureKind.USER_CODE if error.__cause__ is None else classify(error.__cause__)
+    return cause if cause in (FailureKind.OOM, FailureKind.SIGNAL) else FailureKind.USER_CODE
 
 
 def _says_no_memory(error: BaseException) -> bool:
     # The CPU's allocator, CUDA outside of torch's allocator, and cuBLAS raise a bare RuntimeError.
-    words = ("can't allocate", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    words = ("can't allocate", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 

@@ -30,7 +30,14 @@ from typing import NoReturn
 from training.check import check
 from training.config import JobConfig
 from training.main import run_rank_here
-from training.process import die_with_parent, leave, no_garbage_collection, redirect_output, rename
+from training.process import (
+    die_with_parent,
+    ignore_user_signals,
+    leave,
+    no_garbage_collection,
+    redirect_output,
+    rename,
+)
 from training.run_dir import JOB_ID, RunDir
 from training.torchrun import killed_ranks_told
 from training.versions import version_of
@@ -284,6 +291,7 @@ def _run_ranks(run_dir: RunDir, num_ranks: int) -> None:
             logs_specs=DefaultLogsSpecs(log_dir=str(run_dir.logs / "torchrun")),
         )
     _leave_without_ranks()
+    ignore_user_signals()
     with killed_ranks_told():
         elastic_launch(config, _rank)(str(run_dir.path))
 

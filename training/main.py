@@ -1,9 +1,9 @@
 """What every rank of a job executes, whoever starts it: ``python -m training.main RUN_DIR``.
 
 Reads ``config.yaml`` of the run directory, trains, and leaves ``result.json`` (rank 0) or ``error.json`` (the first
-rank that fails). Then goes on in the run directory that it is told, as the folds of a trial do, or ends. Owns the life
-of the process and of its process group. Exit status: 0 when the trainings ended or were asked to stop, 1 when one
-failed.
+rank that fails). Then goes on in the run directory that it is told, as the folds of a trial do, or ends. A rank that is
+told to leave (SIGTERM) asks its job to stop. Owns the life of the process and of its process group. Exit status: 0 when
+the trainings ended or were asked to stop, 1 when one failed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from training.process import (
+    die_on_notice,
     die_with_parent,
     fail,
     forget_training,
     leave,
+    leave_on_notice,
     no_garbage_collection,
     rank_from_environment,
     redirect_output,
@@ -41,13 +43,17 @@ def run_rank_here(run_dir: RunDir) -> None:
     """Let this process be a rank of the job in `run_dir`, and of those that follow; when one fails, it ends here."""
     rank = rank_from_environment()
     redirect_output(run_dir.log(f"rank_{rank}"))
+    leave_on_notice(run_dir)
     try:
         with _joined(run_dir) as train:
             train(run_dir)
+            die_on_notice()
             while following := _where_next(run_dir):
                 run_dir = following
+                leave_on_notice(run_dir)
                 redirect_output(run_dir.log(f"rank_{rank}"))
                 train(run_dir)
+                die_on_notice()
     except BaseException as error:  # sys.exit of a user's code, too
         fail(run_dir, error, rank=rank)
 

@@ -11,12 +11,15 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from training.errors import Failure, TrainingError, classify
 from training.run_dir import JOB_ID, PARENT_PID, RunDir
 
 _PR_SET_PDEATHSIG = 1
+NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""By which schedulers tell a process that it will be killed soon. Our own side ends ranks by SIGHUP, then SIGKILL."""
 
 
 def die_with_parent() -> None:
@@ -50,6 +53,35 @@ def rename(command: str, *, job_id: str | None = None) -> None:
         start = ctypes.string_at(environment, environment_end - environment).index(prefix) + environment
         room = environment_end - start
         ctypes.memmove(start, (prefix + os.fsencode(job_id))[: room - 1].ljust(room, b"\0"), room)
+
+
+def leave_on_notice(run_dir: RunDir) -> None:
+    """From now on a notice to this rank asks the whole job in `run_dir` to stop and to leave its checkpoints."""
+    rank = os.getpid()
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == rank:
+            with contextlib.suppress(OSError):  # a full disk, or another process has the run directory now
+                run_dir.preempt()
+        else:  # a process that the user's code forked
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    for number in NOTICES:
+        signal.signal(number, hear)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
+
+
+def ignore_user_signals() -> None:
+    """For an agent, whose ranks hear them: torchelastic would die of one, and its ranks with it."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def die_on_notice() -> None:
+    """From now on a notice ends this process at once."""
+    for number in NOTICES:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def rank_from_environment() -> int:

@@ -70,11 +70,12 @@ class RunDirReporter:
         return self._is_main and self._run_dir.stop.exists()
 
     def save(self, state: TrainingState, progress: Progress, *, is_needed: bool = False) -> None:
-        """Write a checkpoint, unless none are wanted or the last one was just written.
+        """Write a checkpoint, unless none are wanted or the last one was just written and nobody waits for another.
 
         One that took t seconds is followed by a pause of PAUSE_FACTOR x t, so that they cost two percent of the time.
         """
-        is_due = is_needed or time.monotonic() >= self._next_save
+        is_asked_for = self._is_main and self._run_dir.keeps_checkpoint()
+        is_due = is_needed or is_asked_for or time.monotonic() >= self._next_save
         if self._saves and self._agreed(is_due):
             began = time.monotonic()
             self._checkpoints.save(state, progress)

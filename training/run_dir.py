@@ -46,6 +46,8 @@ ROUNDING = 1e-3
 """How far metrics may be from those of the same job where it is computed in another order."""
 KEEP = b"keep the checkpoints\n"
 """What `stop` says to a job that another one will go on with."""
+PREEMPTED = b"preempted: keep the checkpoints\n"
+"""The same, said by a rank that was itself told to leave."""
 
 
 class Event(StrEnum):
@@ -225,7 +227,18 @@ class RunDir:
 
     def keeps_checkpoint(self) -> bool:
         """Whether a job that was asked to stop is to leave its checkpoints."""
-        return self.stop.exists() and self.stop.read_bytes() == KEEP
+        return self._stop_says() in (KEEP, PREEMPTED)
+
+    def preempt(self) -> None:
+        """Ask the job to stop, with its checkpoints, because this rank was told to leave."""
+        write_atomically(self.stop, PREEMPTED)
+
+    def is_preempted(self) -> bool:
+        """Whether a rank was told to leave."""
+        return self._stop_says() == PREEMPTED
+
+    def _stop_says(self) -> bytes | None:
+        return self.stop.read_bytes() if self.stop.exists() else None
 
     def write_next(self, following: RunDir | None) -> bool:
         """Say where the job's processes go on, unless it was said before. Returns whether this call said it."""

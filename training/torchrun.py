@@ -6,13 +6,14 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-from training.process import die_with_parent, leave, no_garbage_collection
+from training.process import die_with_parent, ignore_user_signals, leave, no_garbage_collection
 from training.run_dir import RANK_KILLED
 
 
 def main() -> None:
     """Run the torchrun command line."""
     die_with_parent()
+    ignore_user_signals()
     with no_garbage_collection():
         from torch.distributed.run import main as torchrun
 

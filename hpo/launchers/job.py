@@ -17,6 +17,7 @@ from typing import Protocol
 
 import psutil
 
+from hpo.interruption import NOTICES
 from training.run_dir import JOB_ID
 
 TERM_GRACE_S = 8.0
@@ -32,8 +33,8 @@ class Process(Protocol):
     def poll(self) -> int | None:
         """Exit status, negative for a signal; None while it runs."""
 
-    def terminate(self) -> None:
-        """Ask it to end; nothing happens when it has."""
+    def send_signal(self, number: int, /) -> None:
+        """Nothing happens when it has ended."""
 
 
 class ForkedProcess:
@@ -55,10 +56,10 @@ class ForkedProcess:
                 self._status = os.waitstatus_to_exitcode(status) if pid else None
         return self._status
 
-    def terminate(self) -> None:
-        """SIGTERM."""
+    def send_signal(self, number: int, /) -> None:
+        """Nothing happens when it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGTERM)
+            os.kill(self.pid, number)
 
 
 class LaunchedJob:
@@ -99,13 +100,14 @@ class LaunchedJob:
         return status
 
     def end(self, is_urgent: Callable[[], bool] = lambda: False) -> list[int]:
-        """TERM, bounded wait, KILL, bounded wait. Returns what could not be killed, by process id; nothing as a rule.
+        """HUP, bounded wait, KILL, bounded wait. Returns what could not be killed, by process id; nothing as a rule.
 
+        SIGTERM is what a scheduler sends, and a rank that gets it goes on until it has left a checkpoint.
         An impatient second Ctrl-C, here or as `is_urgent` tells of it, ends the first wait, not the killing.
         """
         try:
             if self.poll() is None:
-                self._process.terminate()
+                self._process.send_signal(signal.SIGHUP)
                 deadline = time.monotonic() + TERM_GRACE_S
                 while self.poll() is None and time.monotonic() < deadline and not is_urgent():
                     self.wait(0.1)
@@ -157,7 +159,7 @@ def _processes_of(job_id: str) -> Iterator[psutil.Process]:
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """What Ctrl-C, SIGTERM and SIGHUP raise in the main thread waits until the block is over.
+    """What Ctrl-C and the signals of schedulers raise in the main thread waits until the block is over.
 
     A mask would not do: the kernel gives a signal that one thread masks to another, and Python runs its handler in the
     main thread all the same.
@@ -166,7 +168,7 @@ def _signals_held() -> Iterator[None]:
         yield
         return
     held: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, *NOTICES)
     before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
     for number in before:
         signal.signal(number, lambda number, frame: held.append(number))

@@ -109,11 +109,11 @@ def test_a_stop_ends_all_ranks_with_a_result(wish: JobConfig, folder: Path) -> N
     assert not ranks_under(folder)
 
 
-def test_ranks_that_ignore_sigterm_are_killed_with_their_children(
+def test_ranks_that_ignore_the_polite_signal_are_killed_with_their_children(
     wish: JobConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hpo.launchers.job.TERM_GRACE_S", 0.5)
-    code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); subprocess.Popen(['sleep', '7656'], start_new_session=True)"
+    code = "signal.signal(signal.SIGHUP, signal.SIG_IGN); subprocess.Popen(['sleep', '7656'], start_new_session=True)"
     seen: list[psutil.Process] = []
 
     def interrupt(record: Record) -> bool:
@@ -126,12 +126,19 @@ def test_ranks_that_ignore_sigterm_are_killed_with_their_children(
     assert not ranks_under(folder) and not alive("sleep", "7656")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGSEGV])
 def test_a_rank_ended_by_a_signal_is_a_typed_failure(wish: JobConfig, folder: Path, number: int) -> None:
     result = run(own(wish, f"os.environ.get('RANK', '1') == '1' and os.kill(os.getpid(), {int(number)})"), folder)
     assert result.status is JobStatus.FAILED
     assert result.failure is not None
     assert result.failure.kind in {FailureKind.SIGNAL, FailureKind.INFRASTRUCTURE}
+    assert not ranks_under(folder)
+
+
+def test_a_rank_that_is_told_to_leave_has_its_whole_job_leave(wish: JobConfig, folder: Path) -> None:
+    config = own(wish, "os.environ.get('RANK', '1') == '1' and os.kill(os.getpid(), signal.SIGTERM)")
+    result = run(config.with_values({"training.epochs": 5000}), folder)
+    assert result.failure is not None and result.failure.kind is FailureKind.PREEMPTION
     assert not ranks_under(folder)
 
 

@@ -132,7 +132,7 @@ def test_gradient_cache_adapters_and_a_scaled_loss_are_the_native_ones(ended: di
     assert ended[f"lightning_{name}"].records == ended[f"native_{name}"].records
 
 
-def test_sigterm_of_one_rank_ends_them_all(tmp_path: Path) -> None:
+def test_sigterm_of_one_rank_has_them_all_leave_with_a_checkpoint(tmp_path: Path) -> None:
     config = job("image_classification", **DDP, **DIGITS, **{"training.engine": "lightning", "training.epochs": 10**6})
     run_dir = RunDir(tmp_path / "endless")
     run_dir.prepare(config.with_values({"output.root": str(tmp_path)}))
@@ -142,10 +142,12 @@ def test_sigterm_of_one_rank_ends_them_all(tmp_path: Path) -> None:
         try:
             wait_for_training(run_dir)
             rank(tmp_path, 1).send_signal(signal.SIGTERM)
-            assert launcher.wait(timeout=SIGTERM_LIMIT_S) != 0
+            assert launcher.wait(timeout=SIGTERM_LIMIT_S) == 0
         finally:
             launcher.kill()
     assert not ranks_under(tmp_path)
+    outcome = run_dir.load_result()
+    assert outcome is not None and outcome.paused and run_dir.last_epoch() > 0
 
 
 def wait_for_training(run_dir: RunDir) -> None:

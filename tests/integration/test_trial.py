@@ -199,7 +199,7 @@ def test_an_impatient_second_ctrl_c_leaves_no_process_either(
         "from training.tasks.image_classification import ImageClassification\n"
         "class Stubborn(ImageClassification):\n"
         "    def build_model(self, config, data):\n"
-        "        signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "        signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "        subprocess.Popen(['sleep', '7655'], start_new_session=True)\n"
         "        return super().build_model(config, data)\n"
     )

@@ -394,6 +394,41 @@ def test_a_fold_that_had_been_stopped_is_trained_anew(tmp_path: Path) -> None:
     assert folds.take_over({}) == []
 
 
+def test_a_fold_goes_on_in_smaller_parts_of_the_same_batch_and_not_of_another(tmp_path: Path) -> None:
+    leave(tmp_path, 0, 0.1, 0.5, ended=True)
+    parts = {"epochs": 2, "max_micro_batch_size": 8}
+    for changes, num_left in (({}, 2), ({"global_batch_size": 16}, 3)):
+        config = JobConfig.model_validate({"cross_validation": {"folds": 3}, "training": {**parts, **changes}})
+        folds = Folds(config, tmp_path, JobLabel(study="demo", trial=9), criteria("accuracy"), lambda *heard: "")
+        folds.take_over({})
+        assert folds.num_left == num_left
+
+
+@pytest.mark.parametrize(("cache", "micro_batch"), [("auto", 16), (False, None)])
+def test_only_out_of_memory_where_parts_are_the_same_training_says_how_large_they_were(
+    tmp_path: Path, cache: object, micro_batch: int | None
+) -> None:
+    config = JobConfig.model_validate({"gradient_cache": {"enabled": cache}, "training": {"global_batch_size": 32}})
+    for kind, found in ((FailureKind.OOM, micro_batch), (FailureKind.HANG, None)):
+        folds = Folds(config, tmp_path, JobLabel(study="demo", trial=7), criteria("accuracy"), lambda *heard: "")
+        start(folds)
+        failure = Failure(kind=kind, message="no")
+        folds.finish(0, replace(result(None, JobStatus.FAILED, failure=failure), world_size=2))
+        assert folds.micro_batch == found
+
+
+def test_folds_beside_one_that_failed_keep_their_checkpoints_where_another_trial_goes_on(tmp_path: Path) -> None:
+    for goes_on in (True, False):
+        config = JobConfig.model_validate({"cross_validation": {"folds": 2}})
+        label, judge = JobLabel(study="demo", trial=7), criteria("accuracy")
+        folder = tmp_path / str(goes_on)
+        folds = Folds(config, folder, label, judge, lambda *heard: "", goes_on_after=lambda failure: goes_on)  # noqa: B023
+        start_all(folds)
+        folds.finish(0, failed())
+        assert RunDir(folder / "fold_1").stop.exists()
+        assert RunDir(folder / "fold_1").keeps_checkpoint() is goes_on
+
+
 # Parking
 
 
@@ -421,6 +456,14 @@ def test_a_fold_that_was_about_to_start_when_it_was_parked_is_asked_again(tmp_pa
     late.run_dir.prepare(late.config)
     folds.hear(0, Record(event=Event.START, step=0, epoch=0, time=0.0, values={}))
     assert late.run_dir.keeps_checkpoint()
+
+
+def test_all_folds_that_run_are_parked_together(tmp_path: Path) -> None:
+    folds = folds_of(tmp_path, 3)
+    run_dirs = [start(folds).run_dir for _ in range(2)]
+    folds.park_all()
+    assert [run_dir.keeps_checkpoint() for run_dir in run_dirs] == [True, True]
+    assert folds.num_left == 0
 
 
 def test_a_fold_that_was_complete_before_it_heard_is_not_parked(tmp_path: Path) -> None:

@@ -131,6 +131,16 @@ def test_a_request_to_keep_the_checkpoints_outlasts_one_that_does_not_mind(run_d
     assert not run_dir.keeps_checkpoint()
 
 
+def test_a_rank_that_was_told_to_leave_keeps_the_checkpoints_and_says_why(run_dir: RunDir) -> None:
+    run_dir.prepare(JobConfig())
+    run_dir.request_stop(keeps_checkpoint=True)
+    assert not run_dir.is_preempted()
+    run_dir.preempt()
+    assert run_dir.is_preempted() and run_dir.keeps_checkpoint()
+    run_dir.prepare(JobConfig(), resume=True)
+    assert not run_dir.is_preempted()
+
+
 # Preparing
 
 
