@@ -22,7 +22,7 @@ from hpo.budget import Spent
 from hpo.deadline import Clock, Deadline
 from hpo.definition import StudyDefinition
 from hpo.devices import detect_hardware
-from hpo.errors import DeviceError, StudyNotFoundError
+from hpo.errors import DeviceError, DiskFullError, StudyNotFoundError
 from hpo.events import (
     Event,
     JobFinished,
@@ -67,6 +67,7 @@ BLAMELESS = (
     StorageInternalError,
     SQLAlchemyError,
     DeviceError,
+    DiskFullError,
     UpdateFinishedTrialError,
 )
 """What ends a sweep and is not the fault of the trials that run."""
@@ -403,6 +404,7 @@ class Sweep:
         blameless = isinstance(error, BLAMELESS)
         cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(cause).__name__}: {cause}"
+        reason = f"{FailureKind.DISK_FULL}: {error}" if isinstance(error, DiskFullError) else reason
         reason += "; queued again" if blameless else ""
         given_back = running_here(self._study)
         for number in given_back:

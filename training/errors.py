@@ -6,17 +6,19 @@
     ├── NonFiniteLossError        non_finite   the loss became NaN or infinite
     └── DistributedStartError     distributed_start   the process group could not be formed
 
-Any other exception in a rank is ``user_code``, but for out-of-memory (``oom``), and a full disk or a collective that
-broke after the start (``infrastructure``). Two kinds are only ever seen from outside, by whoever launched the job:
-``signal`` (a rank was killed) and ``launch`` (it ended and said nothing).
+Any other exception in a rank is ``user_code``, but for out-of-memory (``oom``), a disk that is full or broken
+(``disk_full``), no room for a DataLoader's workers (``shm_full``) and a collective that broke after the start
+(``infrastructure``). Two kinds are only ever seen from outside, by whoever launched the job: ``signal`` (a rank was
+killed) and ``launch`` (it ended and said nothing).
 """
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from training.full_disk import is_disk_error, is_shared_memory_error
 
 
 class FailureKind(StrEnum):
@@ -33,6 +35,8 @@ class FailureKind(StrEnum):
     LAUNCH = "launch"
     HANG = "hang"
     TIMEOUT = "timeout"
+    DISK_FULL = "disk_full"
+    SHM_FULL = "shm_full"
 
     @property
     def is_passing(self) -> bool:
@@ -98,11 +102,13 @@ class Failure:
 
 def classify(error: BaseException) -> FailureKind:
     """Name the kind of an exception caught in a rank (no torch import needed: classes are matched by name)."""
+    if is_shared_memory_error(error):
+        return FailureKind.SHM_FULL
+    if is_disk_error(error):
+        return FailureKind.DISK_FULL
     if isinstance(error, TrainingError):
         return error.kind
     if type(error).__name__ in {"DistBackendError", "DistNetworkError", "DistStoreError"} or _is_lost_peer(error):
-        return FailureKind.INFRASTRUCTURE
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return FailureKind.INFRASTRUCTURE
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _says_no_memory(error):
         return FailureKind.OOM
