@@ -1,4 +1,7 @@
-"""Room on the disk: the checkpoints of paused trials, and which of them go."""
+"""Room on the disk: the checkpoints of paused trials, and which of them go.
+
+A fold that is paused has one; while it trained it had two.
+"""
 
 from __future__ import annotations
 

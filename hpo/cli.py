@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from hpo.endings import flush_and_leave, leave, outage, terminable
-from hpo.errors import DeviceError, HpoError, MismatchError, NoBestTrialError
+from hpo.errors import DeviceError, DiskFullError, HpoError, MismatchError, NoBestTrialError
 from hpo.opening import (
     again_options,
     all_of,
@@ -407,7 +407,7 @@ def main() -> NoReturn:
         app(standalone_mode=True)
     except SystemExit as done:
         flush_and_leave(done.code)
-    except (NoBestTrialError, MismatchError) as error:
+    except (NoBestTrialError, MismatchError, DiskFullError) as error:
         leave(1, f"error: {error}")
     except (HpoError, TrainingError) as error:
         leave(2, f"error: {error}")

@@ -8,12 +8,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from hpo import interruption
 
-OUTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE}
-OUTAGES |= {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
+OUTAGES = {errno.EACCES, errno.EPERM, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
 """Errors of the file system, and limits of the machine, that no code here is to blame for."""
 
 
@@ -38,11 +38,17 @@ def flush_and_leave(code: str | int | None) -> NoReturn:
 
 def outage(error: BaseException) -> str | None:
     """What went wrong around us, such as a full disk or a database that went away; None for a bug of ours."""
+    from hpo.errors import DiskFullError
     from hpo.masking import masked
+    from training.full_disk import explain, is_disk_error
 
     named = {type(each).__name__ for each in (error, error.__cause__)}
-    if named & {"StorageInternalError", "OperationalError", "DatabaseError"}:
+    if isinstance(error, DiskFullError):
+        reason = str(error)
+    elif named & {"StorageInternalError", "OperationalError", "DatabaseError"}:
         reason = f"the study database does not work: {error.__cause__ or error}"
+    elif isinstance(error, OSError) and is_disk_error(error):
+        reason = explain(error, Path.cwd())
     elif isinstance(error, OSError) and error.errno in OUTAGES:
         reason = str(error)
     else:

@@ -6,6 +6,7 @@
     ├── NoBestTrialError      the study has no completed trial yet (exits with 1)
     ├── MismatchError         a recorded fold does not give its score again (exits with 1)
     ├── StorageError          the storage cannot be reached or opened
+    ├── DiskFullError         a disk is full or broken; nothing is at fault that ran (exits with 1)
     └── DeviceError           the devices asked for do not exist or cannot be leased
 
 What is wrong in a YAML file is a ``training.errors.ConfigError`` and is handled the same way.
@@ -36,6 +37,10 @@ class MismatchError(HpoError):
 
 class StorageError(HpoError):
     """The database cannot be used."""
+
+
+class DiskFullError(HpoError):
+    """A disk takes no more."""
 
 
 class DeviceError(HpoError):

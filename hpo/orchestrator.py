@@ -21,7 +21,7 @@ from hpo.budget import Spent
 from hpo.deadline import Clock, Deadline
 from hpo.definition import StudyDefinition
 from hpo.devices import detect_hardware
-from hpo.errors import DeviceError, StudyNotFoundError
+from hpo.errors import DeviceError, DiskFullError, StudyNotFoundError
 from hpo.events import (
     Event,
     JobFinished,
@@ -53,7 +53,7 @@ from hpo.tally import NOT_BEFORE, REVIVES, tally_of
 from hpo.trial import JobStatus
 from hpo.trials import ENDED_FROM_OUTSIDE, Running, Trials
 from hpo.watchdog import Watchdog
-from training.errors import Failure
+from training.errors import Failure, FailureKind
 
 ATTEND_S = 5.0
 """How often a sweep says that it lives, and looks whether others do."""
@@ -65,6 +65,7 @@ BLAMELESS = (
     StorageInternalError,
     SQLAlchemyError,
     DeviceError,
+    DiskFullError,
     UpdateFinishedTrialError,
 )
 """What ends a sweep and is not the fault of the trials that run."""
@@ -422,6 +423,7 @@ class Sweep:
         blameless = isinstance(error, BLAMELESS)
         cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(cause).__name__}: {cause}"
+        reason = f"{FailureKind.DISK_FULL}: {error}" if isinstance(error, DiskFullError) else reason
         reason += "; queued again" if blameless else ""
         given_back = running_here(self._study)
         for number in given_back:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from hpo.definition import StudyDefinition
 from hpo.device_locks import lock_folder
 from hpo.devices import Hardware, Placement, detect_hardware, place
+from hpo.errors import DiskFullError
 from hpo.launchers import launch_check
 from hpo.resources import devices_per_job
 from hpo.study import sampled
@@ -85,7 +86,7 @@ def check_jobs(definition: StudyDefinition) -> Check:
 
 
 def build(jobs: Sequence[JobConfig]) -> Check:
-    """Build data and model of `jobs` in a process of its own, without training."""
+    """Build data and model of `jobs` in a process of its own, without training. Raises DiskFullError."""
     with tempfile.TemporaryDirectory(prefix="hpo-check-") as folder:
         run_dirs = [RunDir(Path(folder) / str(number)) for number in range(len(jobs))]
         for run_dir, job in zip(run_dirs, jobs, strict=True):
@@ -93,6 +94,8 @@ def build(jobs: Sequence[JobConfig]) -> Check:
         status = launch_check(jobs[0], run_dirs).result()
         failures = [failure for run_dir in run_dirs if (failure := run_dir.load_error())]
         num_built = sum(run_dir.checked.exists() for run_dir in run_dirs)
+    if full := next((failure for failure in failures if failure.kind is FailureKind.DISK_FULL), None):
+        raise DiskFullError(full.message)
     if status != 0 or num_built + len(failures) < len(jobs):  # what it runs may leave in the middle, with any status
         unexplained = Failure(kind=FailureKind.LAUNCH, message=f"the check ended with status {status}")
         return Check(num_built=0, failures=[*failures, unexplained])

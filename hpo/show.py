@@ -438,7 +438,7 @@ def check_text(check: Check) -> str:
 def failure_text(failure: Failure) -> str:
     """A failure, safe to print; with the traceback of the first failing rank where that helps the user."""
     message = "\n".join(clean(line) for line in failure.message.splitlines())
-    if failure.kind in (*USER_MISTAKES, FailureKind.INFRASTRUCTURE):
+    if failure.kind in (*USER_MISTAKES, FailureKind.INFRASTRUCTURE, FailureKind.SHM_FULL):
         return f"{failure.kind}: {message}"
     traceback = "\n".join(textwrap.indent(clean(line), _indent(line)) for line in failure.traceback.splitlines())
     rank = "" if failure.rank is None else f" on rank {failure.rank}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 import optuna
 import sqlalchemy
 from optuna.artifacts import FileSystemArtifactStore
+from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from hpo.errors import StorageError
+from hpo.errors import DiskFullError, StorageError
 from hpo.ledger import LedgerStorage
 from hpo.masking import masked
+from training.full_disk import describe, explain, is_disk_error
 
 SQLITE_WAIT_S = 60
 PATIENT_NETWORK = {
@@ -33,7 +36,10 @@ COLLISION = re.compile("already exists|unique|locked", re.IGNORECASE)
 
 
 def open_storage(url: str, *, create: bool = True) -> LedgerStorage:
-    """Open the database, or `create` it. Raises StorageError with the reason and without credentials."""
+    """Open the database, or `create` it. Raises StorageError with the reason and without credentials.
+
+    The disk of a SQLite file may be full or broken, now or at any use: that raises DiskFullError.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         parsed = make_url(url)
@@ -50,6 +56,8 @@ def open_storage(url: str, *, create: bool = True) -> LedgerStorage:
             lambda: LedgerStorage(url, {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4, **options})
         )
     except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
+        if parsed.get_backend_name() == "sqlite" and (trouble := _disk_trouble(error, parsed)):
+            raise DiskFullError(trouble) from error
         reason = masked(str(getattr(error, "orig", None) or error)).splitlines()[0]
         raise StorageError(f"the storage {masked(url)} cannot be opened: {reason}") from error
 
@@ -60,7 +68,22 @@ def _open_sqlite(url: sqlalchemy.URL, *, create: bool) -> LedgerStorage:
     if not create and not Path(url.database).exists():
         raise StorageError(f"there is no study database {Path(url.database).absolute()} yet; run hpo sweep first")
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    return _created(lambda: _in_wal_mode(url.render_as_string(hide_password=False)))
+    storage = _created(lambda: _in_wal_mode(url.render_as_string(hide_password=False)))
+
+    @event.listens_for(storage.engine, "handle_error")
+    def tell(context: sqlalchemy.ExceptionContext) -> None:
+        if trouble := _disk_trouble(context.original_exception, url):
+            raise DiskFullError(trouble)
+
+    return storage
+
+
+def _disk_trouble(error: BaseException, url: sqlalchemy.URL) -> str:
+    """What is wrong with the disk of the SQLite file; "" for another error."""
+    folder, original = Path(url.database or "").absolute().parent, getattr(error, "orig", error)
+    if getattr(original, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        return describe(folder, str(original))
+    return explain(error, folder) if isinstance(error, OSError) and is_disk_error(error) else ""
 
 
 def _in_wal_mode(url: str) -> LedgerStorage:

@@ -270,6 +270,7 @@ _NEVER_RETRIED = {
     "config": "the same configuration is wrong each time",
     "data": "the same data are read again",
     "user_code": "the same code fails again",
+    "shm_full": "there is as little room the next time",
 }
 
 
@@ -304,6 +305,11 @@ class OnFailureConfig(Section):
     """The data cannot be read, or have changed."""
     config: _WithoutRetry = "fail"
     """The sampled values do not go together."""
+    shm_full: _WithoutRetry = "fail"
+    """The workers of a DataLoader found no room in /dev/shm."""
+    disk_full: Literal["stop"] = "stop"
+    """A disk is full, over its quota, read-only or broken. No trial is to blame: the sweep ends at once, and those that
+    run are queued again."""
 
     @model_validator(mode="before")
     @classmethod

@@ -15,12 +15,14 @@ from enum import StrEnum
 from hpo.cancellation import JobCancelled
 from hpo.crew import Crew, OnNotice
 from hpo.devices import Placement
+from hpo.errors import DiskFullError
 from hpo.host_memory import oom_kills
 from hpo.launchers import LaunchCancelled, command_line
 from hpo.leases import LeaseCancelled
 from hpo.watch import Watch
 from training.config import JobConfig
 from training.errors import Failure, FailureKind, TrainingError
+from training.full_disk import explain, is_disk_error, probe
 from training.run_dir import RANK_KILLED, Event, Outcome, Record, RunDir, Tail
 
 POLL_INTERVAL_S = 0.05
@@ -77,8 +79,8 @@ def run_single_trial(
 
     A distributed job that cannot start is run again as one process, and `on_notice` hears why. A failure of the job is
     a result, not an exception; an exception raised meanwhile (Ctrl-C, a callback's) ends the job's processes first.
-    Raises DeviceError, OSError (a full disk), and JobCancelled soon after the crew's cancellation asks for it. Called
-    by the orchestrator, on a thread that lives as long as the crew's processes.
+    Raises DeviceError, DiskFullError or OSError (whoever meets the full disk), and JobCancelled soon after the crew's
+    cancellation asks for it. Called by the orchestrator, on a thread that lives as long as the crew's processes.
     """
     with contextlib.nullcontext(crew) if crew else Crew() as crew:
         try:
@@ -181,6 +183,8 @@ def _attempt(order: _Order, placement: Placement) -> TrialResult:
     except TrainingError as error:  # a batch that cannot be shared; a record that a full disk cut off
         failure = Failure(kind=error.kind, message=str(error))
         run_dir.write_error(failure)
+    if failure and (trouble := _disk_trouble(run_dir, failure)):
+        raise DiskFullError(trouble)
     return TrialResult(
         status=_status(outcome, failure),
         metrics=outcome.metrics if outcome else {},
@@ -197,6 +201,17 @@ def _status(outcome: Outcome | None, failure: Failure | None) -> JobStatus:
     if outcome is None or failure:
         return JobStatus.FAILED
     return JobStatus.STOPPED if outcome.stopped else JobStatus.COMPLETE
+
+
+def _disk_trouble(run_dir: RunDir, failure: Failure) -> str:
+    """What is wrong with the disk, when a rank says so, or had no room for its last words; "" when nothing is."""
+    if failure.kind is FailureKind.DISK_FULL:
+        return failure.message
+    try:
+        probe(run_dir.path)
+    except OSError as error:  # it is not there when another process has taken the fold
+        return explain(error, run_dir.path) if is_disk_error(error) else ""
+    return ""
 
 
 def _may_follow(order: _Order, placement: Placement) -> bool:

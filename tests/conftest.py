@@ -94,6 +94,43 @@ def _describe(process: psutil.Process) -> str:
     return f"{process.pid} (gone meanwhile)"
 
 
+# Disks
+
+
+@dataclass(frozen=True)
+class SmallDisk:
+    """A file system of its own, which is easily filled."""
+
+    path: Path
+
+    @property
+    def ballast(self) -> Path:
+        """What it is filled with."""
+        return self.path / "ballast"
+
+    def fill(self) -> None:
+        """Leave no byte free."""
+        with contextlib.suppress(OSError), self.ballast.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    def free(self) -> None:
+        """Have room again."""
+        self.ballast.unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """24 MiB, or a skip where nothing can be mounted."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", path], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk needs the right to mount one: {mounted.stderr.strip()}")
+    yield SmallDisk(path)
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
 # Storages
 
 

@@ -1,5 +1,8 @@
 """Checkpoints: the whole state at the end of an epoch, written so that a kill never leaves a half one.
 
+The one before is kept until the next is begun: after the first there is a whole one at any moment, and two at most. The
+name tells whether it is whole (checksums.py); RunDir.prepare removes what is not before a training goes on.
+
 Randomness is a function of the epoch (see seeding.py), so weights, optimizer, schedule and progress are all there is.
 One process and DDP write a file, on rank 0; FSDP writes a folder, each rank its shard. Each of them reads both kinds,
 on any number of ranks. A file is read with ``weights_only=True``, so it cannot carry code; torch.distributed.checkpoint
@@ -9,20 +12,21 @@ promises no such thing of its folders: resume those you trust.
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from training.checksums import checksum_of_all, checksums
 from training.errors import DataError, FailureKind, classify
-from training.run_dir import RunDir, replacing
+from training.run_dir import RunDir, replacing, sync_folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,37 +58,35 @@ class Checkpoints:
         self.run_dir, self.is_main = run_dir, is_main
 
     def save(self, state: TrainingState, progress: Progress) -> None:
-        """Write a checkpoint and remove the older ones. The other ranks need not wait: they meet at the next step."""
+        """Write a checkpoint beside the one before it. The other ranks need not wait: they meet at the next step."""
         if self.is_main:
-            self.run_dir.checkpoints.mkdir(exist_ok=True)
+            self._begin()
             tensors = {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}
-            with replacing(self.run_dir.checkpoint(progress.epoch)) as file:
+            with self.run_dir.new_checkpoint(progress.epoch) as file:
                 torch.save(tensors | _rest(state, progress), file)
-            self._forget_before(progress.epoch)
 
     def load(self, state: TrainingState) -> Progress | None:
         """Put the newest checkpoint into `state`, and return how far it was; None when there is none.
 
-        Raises DataError when it is damaged.
+        Raises DataError when it is not one of this model.
         """
-        epoch = self.run_dir.last_epoch()
-        if epoch == 0:
+        path = next(iter(self.run_dir.saved_checkpoints()), None)
+        if path is None:
             return None
-        folder, file = self.run_dir.sharded_checkpoint(epoch), self.run_dir.checkpoint(epoch)
-        path = folder if folder.exists() else file
         try:
-            rest = _load_folder(folder, state) if folder.exists() else self._load_file(file, state)
+            rest = _load_folder(path, state) if path.is_dir() else self._load_file(path, state)
             state.scheduler.load_state_dict(rest["scheduler"])
             if rest["scaler"]:  # empty when it was taken in another precision
                 state.scaler.load_state_dict(rest["scaler"])
             return Progress(**rest["progress"])
         except BaseException as error:  # torch's CheckpointException is no Exception
             first = _first(error)
-            not_its_fault = classify(first) in (FailureKind.OOM, FailureKind.INFRASTRUCTURE)
+            not_its_fault = classify(first) in (FailureKind.OOM, FailureKind.INFRASTRUCTURE, FailureKind.DISK_FULL)
             if not_its_fault or isinstance(error, KeyboardInterrupt | SystemExit):
                 raise first from None
             reason = next(iter(str(first).splitlines()), type(first).__name__)
-            raise DataError(f"{path} cannot be read ({reason}); remove it to train from the start") from error
+            start = f"remove {path.parent} to train from the start"
+            raise DataError(f"{path} cannot be read ({reason}); {start}") from error
 
     def _load_file(self, file: Path, state: TrainingState) -> dict[str, Any]:
         saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
@@ -92,29 +94,30 @@ class Checkpoints:
         state.optimizer.load_state_dict(saved["optimizer"])
         return saved
 
-    def _forget_before(self, epoch: int) -> None:
-        newest = {self.run_dir.checkpoint(epoch), self.run_dir.sharded_checkpoint(epoch)}
-        for other in self.run_dir.checkpoints.glob("epoch_*"):
-            if other not in newest:
-                shutil.rmtree(other) if other.is_dir() else other.unlink()
+    def _begin(self) -> None:
+        """Make room for another. Raises FileNotFoundError where another attempt has taken the run directory."""
+        self.run_dir.checkpoints.mkdir(exist_ok=True)  # not its parents, as torch.distributed.checkpoint would
+        if self.is_main:
+            self.run_dir.keep_newest_checkpoint()
 
 
 class ShardedCheckpoints(Checkpoints):
     """In one folder each, into which every rank writes its shard. All ranks call, and wait for each other."""
 
     def save(self, state: TrainingState, progress: Progress) -> None:
-        """Write a checkpoint and remove the older ones."""
+        """Write a checkpoint beside the one before it."""
         from torch.distributed.checkpoint.state_dict_saver import save
 
-        self.run_dir.checkpoints.mkdir(exist_ok=True)
-        target = self.run_dir.sharded_checkpoint(progress.epoch)
-        temporary = target.with_name(f".{target.name}.tmp")
+        self._begin()
+        temporary = self.run_dir.checkpoints / f".epoch_{progress.epoch:04d}.tmp"
         save(_tensors(state), checkpoint_id=temporary)
+        sums = _sums_of_shards(temporary)
         if self.is_main:  # every rank has written its shard by now
             with replacing(temporary / REST) as file:
                 torch.save(_rest(state, progress), file)
-            os.replace(temporary, target)
-            self._forget_before(progress.epoch)
+            sums |= checksums(file for file in temporary.iterdir() if file.name not in sums)
+            os.replace(temporary, self.run_dir.sharded_checkpoint(progress.epoch, checksum_of_all(sums)))
+            sync_folder(self.run_dir.checkpoints)
 
     def _load_file(self, file: Path, state: TrainingState) -> dict[str, Any]:
         """A file knows the optimizer's parameters by number; the shards need them by name."""
@@ -125,6 +128,15 @@ class ShardedCheckpoints(Checkpoints):
         set_model_state_dict(state.model, saved["model"], options=whole)
         _set_optimizer(state, _by_name(saved["optimizer"], state), full_state_dict=True)
         return saved
+
+
+def _sums_of_shards(folder: Path) -> dict[str, str]:
+    """Each rank reads what it has just written. All ranks."""
+    if not dist.is_initialized():
+        return checksums(folder.glob("__0_*"))
+    sums: list[dict[str, str]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(sums, checksums(folder.glob(f"__{dist.get_rank()}_*")))
+    return {name: checksum for each in sums for name, checksum in each.items()}
 
 
 def _first(error: BaseException) -> BaseException:

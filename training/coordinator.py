@@ -76,6 +76,7 @@ class TrainingCoordinator:
             if kept and context.is_main:
                 kept.prepare(settled, resume=resume)
                 kept.add_findings(findings)
+                findings = kept.load_findings()
             for finding in findings if context.is_main else ():
                 warnings.warn(str(finding), stacklevel=2)
             context.broadcast(True)  # no rank looks for a checkpoint before

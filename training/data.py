@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from training.config import CrossValidationConfig, JobConfig
 from training.distributed import RunContext
 from training.errors import DataError
+from training.full_disk import naming
 from training.run_dir import write_atomically
 
 Batch = dict[str, Tensor]
@@ -65,7 +66,8 @@ def prepare_once(config: JobConfig, recipe: dict[str, Any], build: Callable[[Pat
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
-                _build(folder, recipe, build)
+                with naming(folder):
+                    _build(folder, recipe, build)
     return _load(folder)
 
 

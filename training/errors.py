@@ -6,11 +6,11 @@
     ├── NonFiniteLossError        non_finite   the loss became NaN or infinite
     └── DistributedStartError     distributed_start   the process group could not be formed
 
-Any other exception in a rank is ``user_code``, but for out-of-memory (``oom``), a full disk or a collective that broke
-after the start (``infrastructure``), and a loader's process that was killed (``signal``). The others are only ever seen
-from outside, by whoever launched the job: ``signal`` (a rank was killed), ``preemption`` (it was told to leave),
-``hang`` and ``timeout`` (it was given up), and ``launch`` (it ended and said nothing). What is done about each is
-hpo/policy.py's.
+Any other exception in a rank is ``user_code``, but for out-of-memory (``oom``), a disk that is full or broken
+(``disk_full``), no room for a DataLoader's workers (``shm_full``), a collective that broke after the start
+(``infrastructure``), and a loader's process that was killed (``signal``). The others are only ever seen from outside,
+by whoever launched the job: ``signal`` (a rank was killed), ``preemption`` (it was told to leave), ``hang`` and
+``timeout`` (it was given up), and ``launch`` (it ended and said nothing). What is done about each is hpo/policy.py's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from training.full_disk import is_disk_error, is_shared_memory_error
 
 
 class FailureKind(StrEnum):
@@ -37,6 +39,8 @@ class FailureKind(StrEnum):
     HANG = "hang"
     TIMEOUT = "timeout"
     PREEMPTION = "preemption"
+    DISK_FULL = "disk_full"
+    SHM_FULL = "shm_full"
 
 
 class TrainingError(Exception):
@@ -97,11 +101,13 @@ class Failure:
 
 def classify(error: BaseException) -> FailureKind:
     """Name the kind of an exception caught in a rank (no torch import needed: classes are matched by name)."""
+    if is_shared_memory_error(error):
+        return FailureKind.SHM_FULL
+    if is_disk_error(error):
+        return FailureKind.DISK_FULL
     if isinstance(error, TrainingError):
         return error.kind
     if type(error).__name__ in {"DistBackendError", "DistNetworkError", "DistStoreError"} or _is_lost_peer(error):
-        return FailureKind.INFRASTRUCTURE
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return FailureKind.INFRASTRUCTURE
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _says_no_memory(error):
         return FailureKind.OOM

@@ -90,7 +90,9 @@ def keep_result(
     if context.is_main:
         is_paused = result.stopped and (run_dir.keeps_checkpoint() or result.epochs == config.output.pause_after)
         run_dir.write_result(replace(_outcome(result, job.loaders, context), paused=is_paused))
-        if not config.output.keep_checkpoint and not is_paused:
+        if config.output.keep_checkpoint or is_paused:
+            run_dir.keep_newest_checkpoint()
+        else:
             shutil.rmtree(run_dir.checkpoints, ignore_errors=True)
     context.broadcast(True)  # no rank leaves, and is missed, before the result is written
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from training.errors import Failure, TrainingError, classify
+from training.errors import Failure, FailureKind, TrainingError, classify
+from training.full_disk import explain, explain_shared_memory
 from training.run_dir import JOB_ID, PARENT_PID, RunDir
 
 _PR_SET_PDEATHSIG = 1
@@ -91,7 +92,7 @@ def rank_from_environment() -> int:
 
 def redirect_output(path: Path) -> None:
     """Append everything this process and its libraries print to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)  # no parents: a run directory that another attempt has taken stays away
     sys.stdout.flush()
     sys.stderr.flush()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -130,24 +131,31 @@ def fail(run_dir: RunDir, error: BaseException, *, rank: int) -> NoReturn:
 
     At once: an orderly exit could wait for a peer in a collective, for a loader's worker or for the GPU.
     """
-    leave_error(run_dir, error, rank=rank)
+    with contextlib.suppress(OSError):  # its disk is full, or another attempt has taken it
+        leave_error(run_dir, error, rank=rank)
     leave(1)
 
 
 def leave(status: int) -> NoReturn:
     """End this process now. What an orderly exit does can wait for ever, or abort in a destructor (gloo's threads)."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # logs on a full disk
+            stream.flush()
     os._exit(status)
 
 
 def leave_error(run_dir: RunDir, error: BaseException, *, rank: int) -> None:
     """Write the failure to ``error.json``, unless another rank was first, and its traceback to the log."""
-    text = "".join(traceback.format_exception(error))
-    run_dir.write_error(Failure(kind=classify(error), message=_message(error), rank=rank, traceback=text))
+    text, kind = "".join(traceback.format_exception(error)), classify(error)
+    message = _message(error, kind, run_dir.path)
+    run_dir.write_error(Failure(kind=kind, message=message, rank=rank, traceback=text))
     sys.stderr.write(text)
 
 
-def _message(error: BaseException) -> str:
+def _message(error: BaseException, kind: FailureKind, folder: Path) -> str:
+    if kind is FailureKind.DISK_FULL:
+        return explain(error, folder)
+    if kind is FailureKind.SHM_FULL:
+        return explain_shared_memory()
     text = str(error).strip()
     return text if isinstance(error, TrainingError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -8,7 +8,8 @@
     predictions/    what the last evaluation found for each sample, there before result.json (training/predictions.py)
     findings.jsonl  one Finding a line: what was changed or has no effect
     error.json      the Failure of the first rank that failed
-    checkpoints/    epoch_0003.pt, or the folder epoch_0003 with a shard of every rank
+    checkpoints/    epoch_0003-5d41402a.pt, or the folder epoch_0003-5d41402a with a shard of every rank; the newest two
+                    while the job runs, then the newest, if any is kept (training/checksums.py)
     model/          the trained model, when asked for
     logs/           agent.log, rank_0.log, ...
 
@@ -21,18 +22,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from training.checksums import checksum, epoch_of, is_whole
 from training.config import JobConfig, dump_yaml, job_config, read_layer
 from training.errors import DataError, Failure, FailureKind
+from training.full_disk import naming
 
 Value = TypeVar("Value")
 
@@ -99,7 +102,7 @@ class Finding:
     """Something to tell of a job that keeps it from nothing: what was changed or has no effect, why, what to do."""
 
     key: str
-    """The configuration key it is about."""
+    """The configuration key, or the file, it is about."""
     message: str
     advice: str
 
@@ -177,38 +180,67 @@ class RunDir:
     def prepare(self, config: JobConfig, *, resume: bool = False, is_last: bool = True) -> None:
         """Write the configuration and clear what an earlier attempt left; `resume` keeps its checkpointed epochs.
 
+        A checkpoint that is damaged is removed, which becomes a Finding; the one before it counts then.
         Unless it `is_last`, the job's processes wait at its end until they are told where to go on (``write_next``).
         """
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.logs.mkdir(exist_ok=True)
+        for half_written in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+            _remove(half_written)
+        damaged = self._forget_damaged() if resume else []
         if resume:
             self.forget_after(self.last_epoch())
-            for half_written in self.checkpoints.glob(".*.tmp"):
-                shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
         else:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             self.metrics.unlink(missing_ok=True)
         for leftover in (self.stop, self.next, self.result, self.error, self.findings, self.plan):
             leftover.unlink(missing_ok=True)
-        for half_written in self.path.glob(".*.tmp"):
-            shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
         shutil.rmtree(self.predictions, ignore_errors=True)
+        self.add_findings(damaged)
         if is_last:
             self.write_next(None)
         write_atomically(self.config, dump_yaml(config.model_dump()).encode())
 
-    def checkpoint(self, epoch: int) -> Path:
+    def checkpoint(self, epoch: int, checksum: str) -> Path:
         """The checkpoint after `epoch` finished epochs."""
-        return self.checkpoints / f"epoch_{epoch:04d}.pt"
+        return self.checkpoints / f"epoch_{epoch:04d}-{checksum}.pt"
 
-    def sharded_checkpoint(self, epoch: int) -> Path:
+    def sharded_checkpoint(self, epoch: int, checksum: str) -> Path:
         """The same, as a folder into which every rank wrote its shard."""
-        return self.checkpoints / f"epoch_{epoch:04d}"
+        return self.checkpoints / f"epoch_{epoch:04d}-{checksum}"
+
+    @contextlib.contextmanager
+    def new_checkpoint(self, epoch: int) -> Iterator[BinaryIO]:
+        """A file that becomes that checkpoint, atomically and durably, when the block ends without an error."""
+        with _temporary(self.checkpoints / f"epoch_{epoch:04d}") as (temporary, file):
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, self.checkpoint(epoch, checksum(Path(temporary))))
+        sync_folder(self.checkpoints)
+
+    def saved_checkpoints(self) -> list[Path]:
+        """Files and folders, the newest first."""
+        found = [(epoch, path) for path in self.checkpoints.glob("epoch_*") if (epoch := epoch_of(path)) is not None]
+        return [path for _, path in sorted(found, reverse=True)]
 
     def last_epoch(self) -> int:
         """Finished epochs at the newest checkpoint; 0 when there is none."""
-        names = (re.fullmatch(r"epoch_(\d+)(\.pt)?", path.name) for path in self.checkpoints.glob("epoch_*"))
-        return max((int(name[1]) for name in names if name), default=0)
+        return max((epoch_of(path) or 0 for path in self.saved_checkpoints()), default=0)
+
+    def keep_newest_checkpoint(self) -> None:
+        """Remove the others."""
+        for path in self.saved_checkpoints()[1:]:
+            _remove(path)
+
+    def _forget_damaged(self) -> list[Finding]:
+        """Remove the checkpoints that are newer than the newest one that is whole."""
+        whole = [*dropwhile(lambda path: not is_whole(path), saved := self.saved_checkpoints())]
+        for path in (damaged := saved[: len(saved) - len(whole)]):
+            _remove(path)
+        message = "is damaged: it has not the checksum in its name"
+        advice = f"the training goes on from epoch {self.last_epoch()}" if whole else "the training starts anew"
+        return [Finding(key=str(path), message=message, advice=advice) for path in damaged]
 
     def load_config(self) -> JobConfig:
         """Read ``config.yaml``. Raises ConfigError."""
@@ -251,14 +283,14 @@ class RunDir:
 
     def append(self, record: Record) -> None:
         """Append one line (rank 0)."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record)) + "\n")
 
     def add_findings(self, findings: Iterable[Finding]) -> None:
         """Append what there is to tell (whoever launches the job, then rank 0), less what is there already."""
         known = self.load_findings()
         if lines := [json.dumps(asdict(finding)) + "\n" for finding in findings if finding not in known]:
-            with self.findings.open("a", encoding="utf-8") as file:
+            with naming(self.findings), self.findings.open("a", encoding="utf-8") as file:
                 file.write("".join(lines))
 
     def load_findings(self) -> list[Finding]:
@@ -366,18 +398,32 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         file.flush()
         os.fsync(file.fileno())
         os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in this folder on the disk."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
 
 
+def _remove(path: Path) -> None:
+    """A file, or a folder, which is never seen half removed."""
+    if not path.is_dir():
+        return path.unlink(missing_ok=True)
+    half = path.with_name(f".{path.name}.tmp")
+    os.replace(path, half)
+    shutil.rmtree(half)
+
+
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[tuple[str, BinaryIO]]:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with naming(path), os.fdopen(descriptor, "wb") as file:
             yield name, file
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -238,6 +238,27 @@ def test_a_rank_killed_before_its_first_step_is_no_failed_start(
     assert result.failure.kind in {FailureKind.SIGNAL, FailureKind.INFRASTRUCTURE}
 
 
+def test_ranks_whose_run_directory_another_attempt_has_taken_end_and_write_nowhere(
+    job: JobConfig, tmp_path: Path
+) -> None:
+    run_dir, taken = RunDir(tmp_path / "run"), RunDir(tmp_path / "taken")
+    kept: list[Path] = []
+
+    def take(record: Record) -> bool:
+        if run_dir.saved_checkpoints() and not kept:
+            run_dir.path.rename(taken.path)
+            taken.prepare(job, resume=True)
+            kept.extend(taken.saved_checkpoints())
+        return False
+
+    config = job.with_values({"training.epochs": 5000})
+    result = run_single_trial(config, run_dir, on_record=take, on_notice=print)
+    assert result.status is JobStatus.FAILED
+    assert not run_dir.path.exists()
+    assert taken.saved_checkpoints() == kept and not taken.result.exists() and not taken.error.exists()
+    assert not ranks_under(tmp_path)
+
+
 def test_ranks_see_no_database_secret(job: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPO_STORAGE", "postgresql://user:canary@host/db")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "canary")

@@ -288,7 +288,7 @@ class OutputConfig(Section):
     save_model: bool = True
     """Save the trained model (folds of a search never do)."""
     keep_checkpoint: bool = False
-    """Keep the last checkpoint when the job is complete; it always exists while the job runs."""
+    """Keep the last checkpoint when the job is complete; while the job runs there are up to two."""
     pause_after: PositiveInt | None = None
     """Leave after this many epochs with a checkpoint to go on from, as searches with `fidelity` do; null trains on. Not
     for a study: its sweep sets it."""

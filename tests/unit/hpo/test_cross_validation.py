@@ -302,7 +302,7 @@ def leave(folder: Path, fold: int, *values: float, ended: bool, saved: int = 0, 
         run_dir.append(evaluated(value, epoch))
     if saved:
         run_dir.checkpoints.mkdir()
-        run_dir.checkpoint(saved).touch()
+        run_dir.checkpoint(saved, "00000000").touch()
     if ended:
         run_dir.write_result(outcome(values[-1]))
     return run_dir

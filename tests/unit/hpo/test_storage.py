@@ -12,10 +12,11 @@ import pytest
 import sqlalchemy
 from optuna.storages import RDBStorage
 
-from hpo.errors import StorageError
+from hpo.errors import DiskFullError, StorageError
 from hpo.masking import masked
 from hpo.storage import SQLITE_WAIT_S, default_url
 from hpo.storage import open_storage as really_open
+from tests.conftest import SmallDisk
 
 Open = Callable[[str], RDBStorage]
 
@@ -142,3 +143,25 @@ def test_the_default_database_is_in_the_folder_of_all_output(open_storage: Open,
 def test_two_openings_of_a_storage_see_the_same_studies(open_storage: Open, storage_url: str) -> None:
     optuna.create_study(storage=open_storage(storage_url), study_name="demo").set_user_attr("key", [1, "x"])
     assert optuna.load_study(study_name="demo", storage=open_storage(storage_url)).user_attrs == {"key": [1, "x"]}
+
+
+def test_a_full_disk_is_told_with_its_folder_and_loses_nothing(open_storage: Open, small_disk: SmallDisk) -> None:
+    url = f"sqlite:///{small_disk.path}/studies.db"
+    says = (
+        f"^{small_disk.path} cannot be written: database or disk is full; 0.0 MiB of 24.0 MiB are free now; make room"
+    )
+    study = optuna.create_study(study_name="s", storage=open_storage(url))
+    study.tell(study.ask(), 1.0)
+    small_disk.fill()
+    for _ in range(2):
+        with pytest.raises(DiskFullError, match=says):
+            study.tell(study.ask(), 2.0)
+    assert [trial.value for trial in optuna.load_study(study_name="s", storage=open_storage(url)).trials] == [1.0]
+    with pytest.raises(DiskFullError, match=says):
+        open_storage(f"sqlite:///{small_disk.path}/other.db")
+    small_disk.free()
+    study.tell(study.ask(), 3.0)
+    assert [trial.value for trial in study.trials] == [1.0, 3.0]
+    with sqlite3.connect(small_disk.path / "studies.db") as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()

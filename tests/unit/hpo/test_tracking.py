@@ -38,6 +38,7 @@ from hpo.masking import masked
 from hpo.mlflow_runs import Model, Point, Run, Runs
 from hpo.tracking import MlflowTracker, NoTracker, connect
 from hpo.trial import JobStatus, TrialResult
+from tests.conftest import SmallDisk
 from training.config import JobConfig, parse_layer
 from training.errors import Failure, FailureKind
 from training.run_dir import Event as RecordEvent
@@ -689,6 +690,22 @@ def test_the_end_of_a_sweep_writes_what_mlflow_missed(mlflow: Mlflow, monkeypatc
     send(tracker, SweepFinished())
     assert set(mlflow.statuses().values()) == {"FINISHED"}
     assert len(mlflow.runs()) == 4
+
+
+def test_a_full_disk_is_an_outage_like_another(small_disk: SmallDisk, empty_database: Path) -> None:
+    mlflow = Mlflow(small_disk.path)
+    shutil.copy(empty_database, small_disk.path / "mlflow.db")
+    tracker = mlflow.tracker()
+    small_disk.fill()
+    send(tracker, sweep(), *one_trial())
+    [notice] = mlflow.notices
+    assert "does not take the results" in notice and "full" in notice and "Training goes on" in notice
+    small_disk.free()
+    mlflow.clock.now += 1000.0
+    send(tracker, *one_trial(1), SweepFinished(interrupted=False))
+    assert set(mlflow.statuses().values()) == {"FINISHED"}
+    assert [run.data.tags["hpo.trial"] for run in mlflow.runs("trial")] == ["0", "1"]
+    assert len(mlflow.notices) == 1
 
 
 def test_a_slow_outage_costs_a_tenth_of_the_time(mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch) -> None:

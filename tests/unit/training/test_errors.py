@@ -27,6 +27,15 @@ from training.errors import ConfigError, DataError, FailureKind, classify
         (RuntimeError("DataLoader worker (pid(s) 71) exited unexpectedly"), FailureKind.USER_CODE),
         (torch.distributed.DistBackendError("ncclSystemError: out of memory"), FailureKind.INFRASTRUCTURE),
         (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), FailureKind.INFRASTRUCTURE),
+        (OSError(errno.ENOSPC, "No space left on device"), FailureKind.DISK_FULL),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is"),
+            FailureKind.SHM_FULL,
+        ),
+        (
+            RuntimeError("unable to allocate shared memory(shm) for file </torch_7>: No space left on device (28)"),
+            FailureKind.SHM_FULL,
+        ),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), FailureKind.USER_CODE),
         (ValueError("the words CUDA error: out of memory, of somebody else"), FailureKind.USER_CODE),
     ],

@@ -29,6 +29,8 @@ OUTCOME = Outcome(
     device="cpu",
     versions={"python": "3"},
 )
+OF_NOTHING = "00000000"
+"""The checksum of an empty checkpoint."""
 FAILURE = Failure(kind=FailureKind.DATA, message="no such column 'text'", rank=1, traceback="Traceback ...\ud800")
 
 
@@ -79,7 +81,7 @@ def test_paths_do_not_move_with_the_working_directory(tmp_path: Path, monkeypatc
     monkeypatch.chdir("/")
     assert run_dir.path == tmp_path / "runs/run"
     assert run_dir.log("rank_0") == tmp_path / "runs/run/logs/rank_0.log"
-    assert run_dir.checkpoint(3) == tmp_path / "runs/run/checkpoints/epoch_0003.pt"
+    assert run_dir.checkpoint(3, "5d41402a") == tmp_path / "runs/run/checkpoints/epoch_0003-5d41402a.pt"
 
 
 # Everything that is written is read back, whatever the path
@@ -149,7 +151,7 @@ def leave_traces(run_dir: RunDir, *, checkpoints: tuple[int, ...]) -> None:
     run_dir.prepare(JobConfig())
     run_dir.checkpoints.mkdir()
     for epoch in checkpoints:
-        run_dir.checkpoint(epoch).touch()
+        run_dir.checkpoint(epoch, OF_NOTHING).touch()
     run_dir.append(record(0, event=Event.START))
     for epoch in range(3):
         run_dir.append(record(epoch * 10 + 5, epoch=epoch))
@@ -246,7 +248,7 @@ def test_the_newest_checkpoint_is_the_one_with_the_most_epochs(plain: RunDir) ->
     assert plain.last_epoch() == 0
     plain.checkpoints.mkdir()
     for epoch in (9, 10000, 10):
-        plain.checkpoint(epoch).touch()
+        plain.checkpoint(epoch, OF_NOTHING).touch()
     (plain.checkpoints / ".epoch_20000.pt.abc.tmp").touch()  # being written
     assert plain.last_epoch() == 10000
 
