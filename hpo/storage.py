@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from hpo.errors import StorageError
 from hpo.ledger import LedgerStorage
 from hpo.masking import masked
+from hpo.soundness import first_damage
 
 SQLITE_WAIT_S = 60
 CREATION_TRIES = 8
@@ -48,7 +49,24 @@ def _open_sqlite(url: sqlalchemy.URL, *, create: bool) -> LedgerStorage:
     if not create and not Path(url.database).exists():
         raise StorageError(f"there is no study database {Path(url.database).absolute()} yet; run hpo sweep first")
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    _require_sound(url)
     return _created(lambda: _in_wal_mode(url.render_as_string(hide_password=False)))
+
+
+def _require_sound(url: sqlalchemy.URL) -> None:
+    """Raises StorageError when the file is damaged."""
+    if not Path(str(url.database)).is_file():
+        return
+    engine = sqlalchemy.create_engine(url, connect_args={"timeout": SQLITE_WAIT_S})
+    try:
+        damage = first_damage(engine)
+    finally:
+        engine.dispose()
+    if damage:
+        raise StorageError(
+            f"the study database {url.database} is damaged: {damage}; put a copy of it in its place, or move it away"
+            " and begin the study anew: its run directories stay"
+        )
 
 
 def _in_wal_mode(url: str) -> LedgerStorage:
