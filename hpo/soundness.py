@@ -81,7 +81,6 @@ def _can_be_read(column: Column[Any], value: bytes | None, key: bytes) -> bool:
 
 
 def _is_kind(value: Any, key: str) -> bool:
-    if not isinstance(value, KINDS.get(key, object)):
-        return False
+    kind: Any = KINDS.get(key, object)
     needed = NEEDED.get(key, {})
-    return all(isinstance(value.get(name), each) for name, each in needed.items())
+    return isinstance(value, kind) and all(isinstance(value.get(name), each) for name, each in needed.items())

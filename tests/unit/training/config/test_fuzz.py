@@ -385,14 +385,15 @@ def searching(*parameters: str) -> str:
     return STUDY.replace("search_space:\n", "search_space:\n" + "".join(f"  {each}\n" for each in parameters))
 
 
+BLOCKS = ("data", "optimizer", "scheduler", "training", "embedding", "distributed", "cross_validation", "output")
 BOMBS = {
     "levels": "a: " + "[" * 500_000,
     "sequences": "- " * 500_000,
     "question marks": "? " * 300_000,
-    "the same key": "a: 1\n" * 200_000,
-    "keys": "".join(f"k{number}: 1\n" for number in range(80_000)),
+    "the same key": "a: 1\n" * 45_000,
+    "keys": "".join(f"k{number}: 1\n" for number in range(45_000)),
     "nearly keys": "".join(f"learning_rat{number}: 1\n" for number in range(999)),
-    "keys of blocks": "".join(f"k{n}: {{{', '.join(f'l{inner}: 1' for inner in range(900))}}}\n" for n in range(10)),
+    "keys of blocks": "".join(f"{name}: {{{', '.join(f'l{n}: 1' for n in range(900))}}}\n" for name in BLOCKS),
     "keys of a block": "training:\n" + "".join(f"  epoch{number}: 1\n" for number in range(999)),
     "aliases": "a: &a 1\nb: [" + ", ".join(["*a"] * 100_000) + "]",
     "aliases of aliases": "a0: &a0 [x, x]\n"
