@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from hpo import interruption
+from hpo.masking import masked, visible
 
 OUTAGES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE}
 OUTAGES |= {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
@@ -18,8 +19,8 @@ OUTAGES |= {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
 
 
 def leave(code: int, message: str) -> NoReturn:
-    """Exit with `code` after a last `message`."""
-    print(message, file=sys.stderr)
+    """Exit with `code` after a last `message`, which may quote anything."""
+    print(visible(message), file=sys.stderr)
     sys.exit(code)
 
 
@@ -38,8 +39,6 @@ def flush_and_leave(code: str | int | None) -> NoReturn:
 
 def outage(error: BaseException) -> str | None:
     """What went wrong around us, such as a full disk or a database that went away; None for a bug of ours."""
-    from hpo.masking import masked
-
     named = {type(each).__name__ for each in (error, error.__cause__)}
     if named & {"StorageInternalError", "OperationalError", "DatabaseError"}:
         reason = f"the study database does not work: {error.__cause__ or error}"

@@ -32,6 +32,8 @@ def open_storage(url: str, *, create: bool = True) -> LedgerStorage:
     except (ArgumentError, ValueError) as error:  # ValueError: the port is no number
         shown = masked(f"://{url}").removeprefix("://")  # even where its :// was forgotten
         raise StorageError(f"--storage {shown} is not an SQLAlchemy URL such as sqlite:///runs/studies.db") from error
+    if re.search(r"\s", url) and parsed.get_backend_name() != "sqlite":  # no mask would find the end of the password
+        raise StorageError("--storage: the URL has a space in it; write %20 for one in the password")
     if "@" in (parsed.host or ""):  # it would end up in the driver's messages
         raise StorageError(f"--storage {masked(url)}: write an @ in the password as %40")
     try:
