@@ -17,6 +17,7 @@ import typer
 
 from hpo.endings import flush_and_leave, leave, outage, terminable
 from hpo.errors import DeviceError, DiskFullError, HpoError, MismatchError, NoBestTrialError
+from hpo.masking import mask_command_line
 from hpo.opening import (
     again_options,
     all_of,
@@ -403,6 +404,7 @@ def dashboard(
 
 def main() -> NoReturn:
     """The ``hpo`` command: run it and exit, with mistakes of the user said in one line and no traceback."""
+    mask_command_line()
     try:
         app(standalone_mode=True)
     except SystemExit as done:

@@ -27,14 +27,13 @@ from rich.text import Text
 
 from hpo import events
 from hpo.criteria import as_tuple
+from hpo.masking import ESCAPE_SEQUENCE
 from hpo.trial import JobStatus
 from training import run_dir
 from training.errors import FailureKind
 
 Clock = Callable[[], float]
 
-# Whole sequences (a string such as a window title; CSI), so that not even their readable part is left behind.
-_ESCAPE_SEQUENCE = re.compile(r"\x1b[]P_^X][^\x07\x1b]*(?:\x07|\x1b\\)|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]")
 _BREAK = re.compile(r"[^\S ]\s*")
 
 
@@ -84,7 +83,7 @@ def _yaml(value: object) -> str:
 
 def clean(text: str) -> str:
     """`text` on one line, without escape sequences, control characters and other invisible ones."""
-    line = _BREAK.sub(" ", _ESCAPE_SEQUENCE.sub("", text))
+    line = _BREAK.sub(" ", ESCAPE_SEQUENCE.sub("", text))
     return "".join(filter(str.isprintable, line)).strip()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -37,6 +38,7 @@ from training.config import (
     valid_part,
     validate,
 )
+from training.config.source import MAX_PROBLEMS
 from training.errors import ConfigError, Problem
 
 Value = TypeVar("Value")
@@ -146,7 +148,7 @@ def load_definition(
     if some_job:
         problems += _reserved_problems(some_job, whole)
     if some_config and some_job:
-        problems += _study_problems(some_config, some_job, written, chosen)
+        problems += islice(_study_problems(some_config, some_job, written, chosen), MAX_PROBLEMS)
     if problems or config is None or job is None:
         raise ConfigError(in_reading_order(problems))
     return StudyDefinition(

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from hpo import interruption
+from hpo.masking import masked, visible
 
 OUTAGES = {errno.EACCES, errno.EPERM, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
 """Errors of the file system, and limits of the machine, that no code here is to blame for."""
 
 
 def leave(code: int, message: str) -> NoReturn:
-    """Exit with `code` after a last `message`."""
-    print(message, file=sys.stderr)
+    """Exit with `code` after a last `message`, which may quote anything."""
+    print(visible(message), file=sys.stderr)
     sys.exit(code)
 
 
@@ -39,7 +40,6 @@ def flush_and_leave(code: str | int | None) -> NoReturn:
 def outage(error: BaseException) -> str | None:
     """What went wrong around us, such as a full disk or a database that went away; None for a bug of ours."""
     from hpo.errors import DiskFullError
-    from hpo.masking import masked
     from training.full_disk import explain, is_disk_error
 
     named = {type(each).__name__ for each in (error, error.__cause__)}

@@ -1,16 +1,39 @@
-"""Text fit to be shown: no credentials of any URL, wherever they stand in it."""
+"""Text fit to be shown: no credentials of any URL, wherever they stand in it, and no control characters."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import sys
+from pathlib import Path
 from urllib.parse import unquote
+
+# Whole sequences (a string such as a window title; CSI), so that not even their readable part is left behind.
+ESCAPE_SEQUENCE = re.compile(r"\x1b[]P_^X][^\x07\x1b]*(?:\x07|\x1b\\)|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]")
 
 
 def masked(text: str) -> str:
     """`text` without the credentials of any URL in it."""
     text = re.sub(r"(?<=://)\S*@", "***@", text)
     return re.sub(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s'\"]+", r"\1***", text)
+
+
+def visible(text: str) -> str:
+    """`text`, its lines and indentation, without what a terminal would obey."""
+    return "".join(each for each in ESCAPE_SEQUENCE.sub("", text) if each.isprintable() or each in "\n\t")
+
+
+def mask_command_line() -> None:
+    """Have ps show the credentials in this process's arguments no more (Linux; elsewhere nothing happens)."""
+    secret = {os.fsencode(argument) for argument in sys.argv if masked(argument) != argument}
+    if not secret or not sys.platform.startswith("linux"):
+        return
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    shown = ctypes.string_at(start, end - start).split(b"\0")
+    hidden = {each: os.fsencode(masked(os.fsdecode(each)))[: len(each)].ljust(len(each), b"*") for each in secret}
+    ctypes.memmove(start, b"\0".join(hidden.get(each, each) for each in shown), end - start)
 
 
 def secrets_of(uri: str) -> set[str]:

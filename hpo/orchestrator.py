@@ -333,8 +333,8 @@ class Sweep:
                     self._account(event)
             except KeyboardInterrupt:
                 self._slots.cancel(at_once=True)
-            except Exception:  # what broke one often breaks them all
-                continue
+            except Exception:  # nosec B112
+                continue  # what broke one often breaks them all
 
     def _say(self, text: str) -> None:
         self._listen(Notice(message=text))

@@ -163,7 +163,7 @@ def _place_of(definition: StudyDefinition, key: str) -> str:
 
 def _unwritable(root: Path) -> Iterator[tuple[str, str]]:
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):
             pass
     except (OSError, ValueError) as error:  # ValueError: a null character

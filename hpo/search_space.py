@@ -115,28 +115,26 @@ _ADAPTERS = dict(flatten({"lora": LoraConfig().model_dump()}))
 """Keys of the one block that is null unless it is asked for; a sampled key of it asks."""
 
 
-def space_problems(space: Space, job: JobConfig, layer: Layer) -> list[Problem]:
+def space_problems(space: Space, job: JobConfig, layer: Layer) -> Iterator[Problem]:
     """Everything wrong with `space` against the job it changes; `layer` says where each parameter stands."""
     known = {**_ADAPTERS, **dict(flatten(job.model_dump()))}
-    problems: list[Problem] = []
     for name, parameter in space.items():
         place = layer.place_of((name,))
         if name not in known:
             message = f"{name} is not in the configuration{suggestion(name, known)}"
-            problems.append(Problem(place=place, message=message))
+            yield Problem(place=place, message=message)
         elif name.startswith(VOLATILE) and name not in SEARCHABLE:
             message = f"{name} cannot be searched: it says where or how a job runs, not what it computes"
-            problems.append(Problem(place=place, message=message))
+            yield Problem(place=place, message=message)
         elif name.startswith("cross_validation."):
             message = f"{name} cannot be searched: trials are compared on the same folds"
-            problems.append(Problem(place=place, message=message))
+            yield Problem(place=place, message=message)
         else:
-            problems += _value_problems(name, parameter, job, place)
-        problems += [Problem(place=place, message=text) for text in _condition_problems(name, space, known)]
+            yield from _value_problems(name, parameter, job, place)
+        yield from (Problem(place=place, message=text) for text in _condition_problems(name, space, known))
     in_order = parents_first(space)
     for name in (name for name in space if name not in in_order):
-        problems.append(Problem(place=layer.place_of((name,)), message=f"{name}: its conditions form a circle"))
-    return problems
+        yield Problem(place=layer.place_of((name,)), message=f"{name}: its conditions form a circle")
 
 
 def _value_problems(name: str, parameter: ParameterConfig, job: JobConfig, place: str) -> Iterator[Problem]:
@@ -145,9 +143,8 @@ def _value_problems(name: str, parameter: ParameterConfig, job: JobConfig, place
     Rules between fields are left to the preflight: their other side may be searched as well.
     """
     path = tuple(name.split("."))
-    said = set()
+    said, values = set(), job.model_dump()
     for value in parameter.bounds or parameter.choice or ():
-        values = job.model_dump()
         assign(values, path, value)
         try:
             JobConfig.model_validate(values)

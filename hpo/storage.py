@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from hpo.errors import DiskFullError, StorageError
 from hpo.ledger import LedgerStorage
 from hpo.masking import masked
+from hpo.soundness import first_damage
 from training.full_disk import describe, explain, is_disk_error
 
 SQLITE_WAIT_S = 60
@@ -46,6 +47,8 @@ def open_storage(url: str, *, create: bool = True) -> LedgerStorage:
     except (ArgumentError, ValueError) as error:  # ValueError: the port is no number
         shown = masked(f"://{url}").removeprefix("://")  # even where its :// was forgotten
         raise StorageError(f"--storage {shown} is not an SQLAlchemy URL such as sqlite:///runs/studies.db") from error
+    if re.search(r"\s", url) and parsed.get_backend_name() != "sqlite":  # no mask would find the end of the password
+        raise StorageError("--storage: the URL has a space in it; write %20 for one in the password")
     if "@" in (parsed.host or ""):  # it would end up in the driver's messages
         raise StorageError(f"--storage {masked(url)}: write an @ in the password as %40")
     try:
@@ -68,6 +71,7 @@ def _open_sqlite(url: sqlalchemy.URL, *, create: bool) -> LedgerStorage:
     if not create and not Path(url.database).exists():
         raise StorageError(f"there is no study database {Path(url.database).absolute()} yet; run hpo sweep first")
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    _require_sound(url)
     storage = _created(lambda: _in_wal_mode(url.render_as_string(hide_password=False)))
 
     @event.listens_for(storage.engine, "handle_error")
@@ -84,6 +88,22 @@ def _disk_trouble(error: BaseException, url: sqlalchemy.URL) -> str:
     if getattr(original, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
         return describe(folder, str(original))
     return explain(error, folder) if isinstance(error, OSError) and is_disk_error(error) else ""
+
+
+def _require_sound(url: sqlalchemy.URL) -> None:
+    """Raises StorageError when the file is damaged."""
+    if not Path(str(url.database)).is_file():
+        return
+    engine = sqlalchemy.create_engine(url, connect_args={"timeout": SQLITE_WAIT_S})
+    try:
+        damage = first_damage(engine)
+    finally:
+        engine.dispose()
+    if damage:
+        raise StorageError(
+            f"the study database {url.database} is damaged: {damage}; put a copy of it in its place, or move it away"
+            " and begin the study anew: its run directories stay"
+        )
 
 
 def _in_wal_mode(url: str) -> LedgerStorage:

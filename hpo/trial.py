@@ -7,6 +7,7 @@ them for the next fold of the trial (Crew)
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,6 +28,9 @@ from training.run_dir import RANK_KILLED, Event, Outcome, Record, RunDir, Tail
 
 POLL_INTERVAL_S = 0.05
 LOG_TAIL_BYTES = 4000
+MAX_LOG_BYTES = 100 * 2**20
+"""Of one log: a job that prints without end must not fill the disk."""
+LOG_LOOK_S = 1.0
 LEFT_BEHIND = {FailureKind.OOM, FailureKind.USER_CODE, FailureKind.DATA, FailureKind.CONFIG}
 """What a fold may fail of because of what an earlier one has left in its processes."""
 ENDED_JUST_THEN = {FailureKind.SIGNAL, FailureKind.LAUNCH, FailureKind.INFRASTRUCTURE}
@@ -237,7 +241,7 @@ def _follow(order: _Order, placement: Placement) -> int:
     run_dir, crew = order.run_dir, order.crew
     # What was recorded before is that of the part which a resumed job does not repeat.
     tail = Tail(run_dir, offset=run_dir.metrics.stat().st_size if run_dir.metrics.exists() else 0)
-    is_running, waits = True, False
+    is_running, waits, looked = True, False, time.monotonic()
     with Watch(run_dir.path) as watch:
         job = crew.start(order.config, run_dir, placement)
         try:
@@ -252,6 +256,9 @@ def _follow(order: _Order, placement: Placement) -> int:
                         run_dir.request_stop()
                 if crew.cancellation.is_requested():
                     raise JobCancelled
+                if time.monotonic() - looked > LOG_LOOK_S:
+                    looked = time.monotonic()
+                    _cut_logs(order)
         finally:
             if waits:
                 crew.keep(run_dir)
@@ -263,6 +270,19 @@ def _follow(order: _Order, placement: Placement) -> int:
 def _failure(run_dir: RunDir, placement: Placement, exit_status: int) -> Failure:
     said = None if exit_status == RANK_KILLED else run_dir.load_error()
     return said or _unexplained(run_dir, placement, exit_status)
+
+
+def _cut_logs(order: _Order) -> None:
+    """Empty the logs that have become too long, but for their ends; who writes them appends."""
+    for log in order.run_dir.logs.glob("*.log"):
+        if (size := log.stat().st_size) > MAX_LOG_BYTES:
+            with log.open("r+b") as file:
+                file.seek(-LOG_TAIL_BYTES, os.SEEK_END)
+                end = file.read()
+                file.truncate(0)
+            with log.open("ab") as file:
+                file.write(b"(%d bytes were cut off here)\n%b" % (size - len(end), end))
+            order.on_notice(f"{log} had {size // 2**20} MiB and was cut to its end: the job prints too much")
 
 
 def _unexplained(run_dir: RunDir, placement: Placement, exit_status: int) -> Failure:

@@ -23,6 +23,9 @@ from enum import StrEnum
 
 from training.full_disk import is_disk_error, is_shared_memory_error
 
+MAX_MESSAGE = 4000
+"""Characters of what is said of one mistake."""
+
 
 class FailureKind(StrEnum):
     """Why a job failed; the word recorded in the study, in MLflow and in ``error.json``."""
@@ -51,14 +54,28 @@ class TrainingError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One thing wrong with the user's input: where it stands and which rule it breaks."""
+    """One thing wrong with the user's input: where it stands and which rule it breaks.
+
+    The message may quote any value: it becomes one line of visible characters, not longer than a screen.
+    """
 
     place: str
     message: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", _visible(self.message))
+
     def __str__(self) -> str:
         is_named = self.message.startswith(self.place)
         return self.message if is_named else f"{self.place}: {self.message}"
+
+
+def _visible(text: str) -> str:
+    if len(text) > MAX_MESSAGE:
+        text = f"{text[: MAX_MESSAGE // 2]} ... {text[-MAX_MESSAGE // 4 :]}"
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 class ConfigError(TrainingError):

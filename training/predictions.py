@@ -2,6 +2,7 @@
 
     predictions/samples.npy   (n,) int32: which sample of the prepared data each row is of; the same in every trial
     predictions/NAME.npy      (n, ...): the rows NAME of the task
+    predictions/checksums.json  the CRC-32 of each of these files
 
 A classifier keeps ``labels``, ``predicted``, ``probabilities`` (float16) and ``loss``. Any other metric is the mean of
 the rows that bear its name, weighted by the rows ``weight`` where there are such. Rows are plain arrays of small types,
@@ -10,10 +11,13 @@ to be mapped into memory: folds are put together, and trials paired, by `samples
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +27,7 @@ from training.errors import DataError
 
 SAMPLES = "samples"
 WEIGHT = "weight"
+CHECKSUMS = "checksums.json"
 _NAME = re.compile(r"[A-Za-z]\w*")
 
 Rows = dict[str, np.ndarray]
@@ -36,12 +41,6 @@ class Predictions:
     """(n,) int32: index of each in the prepared data."""
     rows: Rows
     """By name, each (n, ...)."""
-
-    def flat(self) -> Predictions:
-        """The rows of one value each."""
-        return Predictions(
-            samples=self.samples, rows={name: each for name, each in self.rows.items() if each.ndim == 1}
-        )
 
 
 def is_row_name(name: str) -> bool:
@@ -58,24 +57,44 @@ def write_predictions(folder: Path, predictions: Predictions) -> None:
                 np.save(file, array, allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
+        checksums = {path.stem: _checksum(path) for path in temporary.glob("*.npy")}
+        (temporary / CHECKSUMS).write_text(json.dumps(checksums))
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_predictions(folder: Path) -> Predictions | None:
-    """What is in `folder`, mapped into memory; None when there is none. Raises DataError when it is damaged."""
+def load_predictions(folder: Path, *, is_flat: bool = False) -> Predictions | None:
+    """What is in `folder`, mapped into memory; None when there is none. Raises DataError when it is damaged.
+
+    `is_flat` leaves out the rows of several values, such as probabilities, which are most of it.
+    """
     if not folder.is_dir():
         return None
     try:
         arrays = {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in folder.glob("*.npy")}
+        arrays = {name: array for name, array in arrays.items() if array.ndim == 1 or not is_flat}
+        _check(folder, arrays)
         samples = arrays.pop(SAMPLES)
-    except (OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # of many kinds: numpy parses the head of a file as Python
         raise DataError(f"predictions in {folder} are damaged ({error}); remove that folder") from error
-    if any(len(array) != len(samples) for array in arrays.values()):
+    if samples.ndim != 1 or any(len(array) != len(samples) for array in arrays.values()):
         raise DataError(f"predictions in {folder} are damaged (their files differ in length); remove that folder")
     return Predictions(samples=samples, rows=arrays)
+
+
+def _check(folder: Path, arrays: Rows) -> None:
+    """Raises ValueError when a file is not what was written; what has no checksums is taken as it is."""
+    with contextlib.suppress(FileNotFoundError):
+        checksums = json.loads((folder / CHECKSUMS).read_bytes())
+        for name in arrays:
+            if _checksum(folder / f"{name}.npy") != checksums[name]:
+                raise ValueError(f"the checksum of {name}.npy is another")
+
+
+def _checksum(file: Path) -> str:
+    return f"{zlib.crc32(file.read_bytes()):08x}"
 
 
 def joined(parts: list[Predictions]) -> Predictions:

@@ -14,7 +14,8 @@
     logs/           agent.log, rank_0.log, ...
 
 Every whole file appears atomically (a temporary file in the same folder, fsync, rename), so a reader finds all of it
-or none, and a kill at any moment leaves the directory usable.
+or none, and a kill at any moment leaves the directory usable. What scores come from, the outcome and each record, has a
+checksum with it, so a damaged disk changes none unseen.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ import os
 import shutil
 import signal
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import cache
 from itertools import dropwhile
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from types import UnionType
+from typing import Any, BinaryIO, TypeVar, get_args, get_origin, get_type_hints
 
 from training.checksums import checksum, epoch_of, is_whole
 from training.config import JobConfig, dump_yaml, job_config, read_layer
@@ -51,6 +55,8 @@ KEEP = b"keep the checkpoints\n"
 """What `stop` says to a job that another one will go on with."""
 PREEMPTED = b"preempted: keep the checkpoints\n"
 """The same, said by a rank that was itself told to leave."""
+CHECKSUM = "crc32"
+"""The key that says so in what has one; what has none is taken as it is."""
 
 
 class Event(StrEnum):
@@ -284,7 +290,7 @@ class RunDir:
     def append(self, record: Record) -> None:
         """Append one line (rank 0)."""
         with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
+            file.write(_line(record))
 
     def add_findings(self, findings: Iterable[Finding]) -> None:
         """Append what there is to tell (whoever launches the job, then rank 0), less what is there already."""
@@ -295,19 +301,19 @@ class RunDir:
 
     def load_findings(self) -> list[Finding]:
         """What there is to tell of the job. Raises DataError when it is damaged."""
-        text = self.findings.read_text(encoding="utf-8") if self.findings.exists() else ""
-        return _decode(self.findings, lambda: [Finding(**json.loads(line)) for line in text.splitlines()])
+        data = self.findings.read_bytes() if self.findings.exists() else b""
+        return _decode(self.findings, lambda: [_built(Finding, json.loads(line)) for line in data.splitlines()])
 
     def load_plan(self) -> list[PlanRow] | None:
         """The plan of this job, or None when there is none. Raises DataError when it is damaged."""
         if not self.plan.exists():
             return None
-        return _decode(self.plan, lambda: [PlanRow(**row) for row in json.loads(self.plan.read_bytes())])
+        return _decode(self.plan, lambda: [_built(PlanRow, row) for row in json.loads(self.plan.read_bytes())])
 
     def forget_after(self, epoch: int) -> None:
         """Drop the records of epochs that a job resuming after `epoch` epochs will repeat, and a cut-off line."""
         kept = [record for record in self.records() if _is_before(record, epoch)]
-        lines = "".join(json.dumps(asdict(record)) + "\n" for record in kept).encode()
+        lines = "".join(map(_line, kept)).encode()
         if self.metrics.exists() and self.metrics.stat().st_size != len(lines):
             write_atomically(self.metrics, lines)
 
@@ -317,12 +323,12 @@ class RunDir:
 
     def write_result(self, outcome: Outcome) -> None:
         """Write ``result.json`` (rank 0)."""
-        write_atomically(self.result, json.dumps(asdict(outcome), indent=2).encode())
+        write_atomically(self.result, json.dumps(_sealed(asdict(outcome)), indent=2).encode())
 
     def load_result(self) -> Outcome | None:
         """The outcome, or None when the job has not ended by itself. Raises DataError when it is damaged."""
         values = _read_json(self.result)
-        return None if values is None else _decode(self.result, lambda: Outcome(**values))
+        return None if values is None else _decode(self.result, lambda: _built(Outcome, _unsealed(values)))
 
     def write_error(self, failure: Failure) -> bool:
         """Write ``error.json`` unless another rank was first. Returns whether this one was."""
@@ -333,7 +339,7 @@ class RunDir:
         values = _read_json(self.error)
         if values is None:
             return None
-        return _decode(self.error, lambda: Failure(**{**values, "kind": FailureKind(values["kind"])}))
+        return _decode(self.error, lambda: _built(Failure, {**values, "kind": FailureKind(values["kind"])}))
 
 
 def _is_before(record: Record, epoch: int) -> bool:
@@ -361,9 +367,9 @@ class Tail:
 
     def _decode(self, line: bytes) -> Record:
         try:
-            values = json.loads(line)
-            return Record(**{**values, "event": Event(values["event"])})
-        except (ValueError, TypeError, KeyError) as error:
+            values = _unsealed(json.loads(line))
+            return _built(Record, {**values, "event": Event(values["event"])})
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"{self._path}: a line is damaged: {line[:80]!r}") from error
 
 
@@ -435,7 +441,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}") from error
     if not isinstance(values, dict):
         raise DataError(f"{path} is damaged: not a JSON object")
@@ -445,5 +451,50 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _decode(path: Path, build: Callable[[], Value]) -> Value:
     try:
         return build()
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error!r}") from error
+
+
+def _line(record: Record) -> str:
+    return json.dumps(_sealed(asdict(record))) + "\n"
+
+
+def _sealed(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` and their checksum."""
+    return {**values, CHECKSUM: _checksum(values)}
+
+
+def _unsealed(values: Any) -> dict[str, Any]:
+    """`values` without their checksum. Raises ValueError when it is not theirs."""
+    rest = dict(values)
+    checksum = rest.pop(CHECKSUM, None)
+    if checksum not in (None, _checksum(rest)):
+        raise ValueError("its checksum is not that of its values")
+    return rest
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
+
+
+_type_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
+
+
+def _built(kind: type[Value], values: dict[str, Any]) -> Value:
+    """A `kind`, which is a dataclass, with these fields. Raises TypeError where one is missing or of another type."""
+    made = kind(**values)
+    for name, hint in _type_hints(kind).items():
+        if not _is_a(getattr(made, name), hint):
+            raise TypeError(f"{name} cannot be {getattr(made, name)!r:.80}")
+    return made
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_is_a(value, each) for each in get_args(hint))
+    if get_origin(hint) is dict:
+        of = get_args(hint)[1]
+        return isinstance(value, dict) and all(_is_a(each, of) for each in value.values())
+    if hint is float:
+        return isinstance(value, (int, float))
+    return type(value) is int if hint is int else isinstance(value, hint)

@@ -21,7 +21,7 @@ def out_of_fold(study: optuna.Study, trial: FrozenTrial, *, is_flat: bool = Fals
     folds, repeats = config["cross_validation.folds"], config.get("cross_validation.repeats", 1)
     folder = trial_folder(study, trial)
     places = [RunDir(folder / f"fold_{fold}").predictions for fold in range(folds * repeats)]
-    found = {place: each for place in places if (each := load_predictions(place)) is not None}
+    found = {place: each for place in places if (each := load_predictions(place, is_flat=is_flat)) is not None}
     if not found:
         return None
     names = set[str]().union(*(each.rows for each in found.values()))
@@ -30,7 +30,7 @@ def out_of_fold(study: optuna.Study, trial: FrozenTrial, *, is_flat: bool = Fals
             raise DataError(f"there are no predictions in {place}, though other folds of the trial kept theirs")
         if missing := names - found[place].rows.keys():
             raise DataError(f"predictions in {place} are damaged ({min(missing)}.npy is missing); remove that folder")
-    kept = [each.flat() if is_flat else each for each in found.values()]
+    kept = [*found.values()]
     try:
         return [joined(kept[start : start + folds]) for start in range(0, len(kept), folds)]
     except DataError as error:

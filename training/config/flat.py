@@ -37,10 +37,12 @@ def nested(layer: Layer) -> Layer:
     misspelled = dict(_misspelled(layer.values))
     problems = [Problem(place=layer.place_of((key,)), message=message) for key, message in misspelled.items()]
     preset = find_file(f"config/tasks/{layer.values.get(TASK_NAME)}.yaml")
-    elsewhere = {*misspelled, *([TASK_NAME] if preset else [])}
-    moved = [_moved(layer, key, value) for key, value in layer.values.items() if key not in elsewhere]
+    moved = [key for key in layer.values if key in PLACES and key not in misspelled]
     below = read_layer(preset) if preset else Layer()
-    return merge([below, Layer(problems=[*layer.problems, *problems]), *moved])
+    flat = [_moved(layer, key) for key in moved if key != TASK_NAME or not preset]
+    kept = {key: value for key, value in layer.values.items() if key not in {*moved, *misspelled}}
+    places = {path: place for path, place in layer.places.items() if path and path[0] in kept}
+    return merge([below, Layer(problems=[*layer.problems, *problems]), *flat, Layer(kept, places)])
 
 
 def task_names() -> set[str]:
@@ -48,12 +50,13 @@ def task_names() -> set[str]:
     return {*TASK_METRICS, *(path.stem for folder in (Path(), CHECKOUT) for path in folder.glob("config/tasks/*.yaml"))}
 
 
-def _moved(layer: Layer, key: str, value: Any) -> Layer:
-    """One key of `layer`, where the schema has it."""
+def _moved(layer: Layer, key: str) -> Layer:
+    """A flat key of `layer`, where the schema has it."""
+    value = layer.values[key]
     if key == BATCH_SIZE:
         value = _global_batch_size(layer, value)
-    path, moved = PLACES.get(key, (key,)), Layer()
-    if path != (key,) and _holds(layer.values, path):
+    path, moved = PLACES[key], Layer()
+    if _holds(layer.values, path):
         message = f"{key} and {'.'.join(map(str, path))} say the same; keep one"
         moved.problems.append(Problem(place=layer.place_of((key,)), message=message))
     assign(moved.values, tuple(map(str, path)), value)

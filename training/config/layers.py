@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from training.config.schema import JobConfig
-from training.config.source import KeyPath, Layer, parse_setting
+from training.config.source import MAX_PROBLEMS, KeyPath, Layer, parse_setting
 from training.errors import ConfigError, Problem
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -160,7 +160,9 @@ def in_reading_order(problems: Sequence[Problem]) -> list[Problem]:
 def problems_of(error: ValidationError, model: type[BaseModel], layer: Layer) -> list[Problem]:
     """Pydantic's errors as problems: file and line, dotted key, rule, value, nearest valid key."""
     problems: list[Problem] = []
-    for path, details in _by_path(error, layer.values):
+    for number, (path, details) in enumerate(_by_path(error, layer.values)):
+        if number == MAX_PROBLEMS:
+            return [*problems, Problem(place=layer.place_of(path), message="and more mistakes from here on")]
         problem = Problem(place=layer.place_of(path), message=_message(details, path, model))
         if problem not in problems:
             problems.append(problem)

@@ -1,7 +1,8 @@
 """YAML and JSON text to plain values, remembering the place of each.
 
 The reading is YAML 1.2 (``1e-5`` is a float, ``no`` is a string, ``010`` is ten) and refuses what is dangerous or
-ambiguous: duplicate keys, tags, documents of more than 1 MiB, 50 levels or 100,000 nodes after expanding aliases.
+ambiguous: duplicate keys, tags, documents of more than 1 MiB, 50 levels, 1,000 aliases, 10,000 values after expanding
+them, or 1,000 of them in one list or mapping.
 PyYAML parses; the values are built here, from its events, without recursion.
 """
 
@@ -19,7 +20,11 @@ from training.errors import ConfigError, Problem
 
 KeyPath = tuple[str | int, ...]
 
-MAX_BYTES, MAX_DEPTH, MAX_NODES = 1 << 20, 50, 100_000
+MAX_BYTES, MAX_DEPTH, MAX_NODES, MAX_ALIASES = 1 << 20, 50, 10_000, 1000
+MAX_ENTRIES = 1000
+"""Of one list or mapping."""
+MAX_PROBLEMS = 100
+"""Mistakes of one kind that are told; what has more is no configuration, and looking at each would take minutes."""
 
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -44,9 +49,10 @@ class Layer:
 
     def place_of(self, path: KeyPath) -> str:
         """The place of `path`, of what was last written below it, or of its nearest parent that has one."""
-        below = [place for other, place in self.places.items() if path and other[: len(path)] == path]
-        if path not in self.places and below:
-            return below[-1]
+        if path and path not in self.places:
+            below = [place for other, place in self.places.items() if other[: len(path)] == path]
+            if below:
+                return below[-1]
         for length in range(len(path), -1, -1):
             if path[:length] in self.places:
                 return self.places[path[:length]]
@@ -150,7 +156,7 @@ class _Builder:
         self.problems: list[Problem] = []
         self._stack: list[_Open] = []
         self._anchors: dict[str, Any] = {}
-        self._nodes = 0
+        self._nodes = self._aliases = 0
         self._documents = 0
 
     def feed(self, event: yaml.Event) -> None:
@@ -169,6 +175,9 @@ class _Builder:
                 if event.anchor not in self._anchors:
                     raise _error(f"{self.name}:{line}", f"alias *{event.anchor} has no anchor before it")
                 value = self._anchors[event.anchor]
+                self._aliases += 1
+                if self._aliases > MAX_ALIASES:
+                    raise _error(f"{self.name}:{line}", f"more than {MAX_ALIASES} aliases")
                 nodes, depth = _size(value)
                 self._count(nodes, line)
                 self._refuse_depth(depth, line)
@@ -194,6 +203,10 @@ class _Builder:
         if len(self._stack) + levels > MAX_DEPTH:
             raise _error(f"{self.name}:{line}", f"nested deeper than {MAX_DEPTH} levels")
 
+    def _refuse_length(self, container: dict[str, Any] | list[Any], line: int) -> None:
+        if len(container) >= MAX_ENTRIES:
+            raise _error(f"{self.name}:{line}", f"more than {MAX_ENTRIES} entries in one list or mapping")
+
     def _open(self, value: dict[str, Any] | list[Any], line: int, anchor: str | None) -> None:
         self._refuse_depth(1, line)
         path = self._place(value, line, None, is_scalar=False)
@@ -211,6 +224,7 @@ class _Builder:
         top = self._stack[-1]
         if isinstance(top.value, list):
             path = (*top.path, len(top.value))
+            self._refuse_length(top.value, line)
             top.value.append(value)
         elif top.key is None:
             return self._read_key(top, value, line, is_scalar)
@@ -230,9 +244,12 @@ class _Builder:
         key = value if isinstance(value, str) else _key_text(value)
         if isinstance(top.value, dict) and key in top.value:
             before = self.places.get((*top.path, key), self.name)
+            if len(self.problems) == MAX_PROBLEMS:
+                raise ConfigError([*self.problems, Problem(place=place, message="too many keys stand twice")])
             self.problems.append(
                 Problem(place=place, message=f"key '{key}' stands twice (first at {before}); keep one")
             )
+        self._refuse_length(top.value, line)
         self.places[(*top.path, key)] = place
         top.key = key
         return (*top.path, key)

@@ -30,7 +30,7 @@ def locate(reference: str, *, key: str = "pretrained") -> str:
     if not reference.startswith("package:"):
         return str(Path(reference).expanduser()) if Path(reference).expanduser().is_dir() else reference
     name, _, inner = reference.removeprefix("package:").partition("/")
-    spec = find_spec(name)
+    spec = find_spec(name) if name.isidentifier() else None  # of a.b it would import a
     if spec is None or not spec.submodule_search_locations:
         raise _problem(key, f"'{reference}': no package {name} is installed")
     folder = Path(spec.submodule_search_locations[0]) / inner

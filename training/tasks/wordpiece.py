@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordPieceTrainer
 from transformers import PreTrainedTokenizerFast
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SPECIAL = PADDING, UNKNOWN, START, END, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 ALPHABET_SHARE = 0.25
 """Part of the vocabulary that single characters may take; the rarest ones beyond become [UNK]."""
 
@@ -30,17 +30,17 @@ def train_wordpiece(texts: list[str], *, vocab_size: int) -> PreTrainedTokenizer
     common = sorted(by_use[: int(ALPHABET_SHARE * vocab_size)])
     rare = str.maketrans({letter: " " for letter in counts.keys() - set(common)})
     numbered = [*SPECIAL, *common, *(f"##{letter}" for letter in common)]
-    scratch = _tokenizer(WordPiece(unk_token="[UNK]"))
+    scratch = _tokenizer(WordPiece(unk_token=UNKNOWN))
     trainer = WordPieceTrainer(vocab_size=vocab_size, special_tokens=numbered, show_progress=False)
     scratch.train_from_iterator((text.translate(rare) for text in texts), trainer=trainer)
-    tokenizer = _tokenizer(WordPiece(scratch.get_vocab(), unk_token="[UNK]"))
+    tokenizer = _tokenizer(WordPiece(scratch.get_vocab(), unk_token=UNKNOWN))
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    names |= {"bos_token": "[CLS]", "eos_token": "[SEP]"}  # for language models
+    names = {"pad_token": PADDING, "unk_token": UNKNOWN, "cls_token": START, "sep_token": END}
+    names |= {"bos_token": START, "eos_token": END}  # for language models
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, mask_token="[MASK]", **names
+        tokenizer_object=tokenizer, mask_token=MASK, **names
     )
 
 

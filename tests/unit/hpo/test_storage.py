@@ -66,6 +66,7 @@ def test_credentials_are_masked_and_nothing_else(text: str, shown: str) -> None:
         ("user:s3cret@host/db", "is not an SQLAlchemy URL"),
         ("postgresql+psycopg://user:s3cret@host:port/db", "is not an SQLAlchemy URL"),
         ("postgresql+psycopg://user:s3cr@et@127.0.0.1:1/db", "write an @ in the password as %40"),
+        ("postgresql+psycopg://user:s3 cr et@127.0.0.1:1/db", "write %20 for one in the password"),
         ("postgresql+psycopg://user:s3cret@127.0.0.1:1/db", "cannot be opened: connection failed"),
         ("postgresql+psycopg://user:s3%40cret@127.0.0.1:1/db", "cannot be opened: connection failed"),
         ("postgresql+psycopg://127.0.0.1:1/db?user=u&password=s3cret", "cannot be opened: connection failed"),

@@ -12,7 +12,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from hpo.reporting.bias_correction import bootstrap, correct
 from tests.unit.hpo.reporting.told import complete, keep, study_in
-from training.predictions import Predictions, Rows
+from training.predictions import CHECKSUMS, Predictions, Rows
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 3, 90)
@@ -109,11 +109,17 @@ def empty(file: Path) -> None:
 
 
 def other_samples(file: Path) -> None:
+    file.with_name(CHECKSUMS).unlink()
     np.save(file.with_name("samples.npy"), np.arange(1000, 1045))
 
 
 def text(file: Path) -> None:
+    file.with_name(CHECKSUMS).unlink()
     np.save(file, np.full(45, "dog"))
+
+
+def other_values(file: Path) -> None:
+    np.save(file, np.roll(np.load(file), 1))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +130,7 @@ def text(file: Path) -> None:
         (lambda file: shutil.rmtree(file.parent), "there are no predictions in {}/trial_0001/fold_1/predictions"),
         (other_samples, "trial_0001 are not of the samples of the others"),
         (text, "trial_0001 are damaged"),
+        (other_values, "trial_0001/fold_1/predictions are damaged (the checksum of predicted.npy is another)"),
     ],
 )
 def test_a_trial_with_a_damaged_fold_is_left_out_and_the_place_is_named(

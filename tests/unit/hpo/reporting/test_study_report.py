@@ -22,6 +22,7 @@ from hpo.reporting.study_report import StudyReport, describe_study
 from hpo.reporting.text import study_note, summary, trial_note
 from hpo.study import FAILURE, REASON
 from tests.unit.hpo.reporting.told import complete, keep, stopped, study_in
+from training.predictions import CHECKSUMS
 
 EVIL = "<script>alert('x')</script>"
 
@@ -123,7 +124,9 @@ def test_a_study_of_one_fold_epoch_can_be_reported(tmp_path: Path, direction: st
 
 def test_a_winner_whose_predictions_are_damaged_has_a_report_without_them(tmp_path: Path) -> None:
     study = study_with_everything(tmp_path)
-    np.save(tmp_path / "trial_0000" / "fold_1" / "predictions" / "probabilities.npy", np.zeros((30, 2, 2)))
+    folder = tmp_path / "trial_0000" / "fold_1" / "predictions"
+    (folder / CHECKSUMS).unlink()
+    np.save(folder / "probabilities.npy", np.zeros((30, 2, 2)))
     report = describe_study(study)
     assert (report.calibration, report.confusion) == (None, None)
     rows = dict(summary(report))

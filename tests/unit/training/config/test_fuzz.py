@@ -1,28 +1,39 @@
 """Whatever stands in a file or after ``--set``: a checked study, or an error that names a place. Never anything else.
 
-``HPO_FUZZ=50 pytest tests/unit/training/config/test_fuzz.py`` tries fifty times as many examples.
+``scripts/fuzz`` tries many times as many examples.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
+import resource
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from hpo.definition import StudyDefinition, load_definition
+from hpo.definition import StudyDefinition, load_definition, load_job
 from hpo.errors import StudyNotFoundError
+from training.config import JobConfig, dump_yaml, job_config, parse_layer
+from training.config.source import scalar
 from training.errors import ConfigError
 
 CHECKOUT = Path(__file__).parents[4]
 STUDY = (CHECKOUT / "studies/bert_cv.yaml").read_text()
 BASE = (CHECKOUT / "config/train.yaml").read_text()
+STUDIES = sorted(CHECKOUT.glob("studies/*.yaml"))
+JOBS = sorted([*CHECKOUT.glob("config/*.yaml"), *CHECKOUT.glob("config/*/*.yaml"), *CHECKOUT.glob("config/*/*.json")])
 FACTOR = float(os.environ.get("HPO_FUZZ", "1"))
+"""How many times as many examples as in the tests."""
 
 
 def examples(number: int) -> settings:
@@ -50,14 +61,39 @@ def check(study: str | bytes = STUDY, base: str | bytes = BASE, chosen: tuple[st
     try:
         definition = load_definition("study.yaml", environment="local", settings=chosen)
     except ConfigError as error:
-        assert error.problems
-        for problem in error.problems:
-            assert problem.message.strip() and "\n" not in problem.message, problem
-            in_settings = problem.place in {f"--set {setting}" for setting in chosen}
-            assert in_settings or re.fullmatch(r"defaults|(study|config/train)\.yaml(:\d+)?", problem.place), problem
+        check_problems(error, chosen)
         return None
     assert isinstance(definition, StudyDefinition)
+    assert read_back(definition.job) == definition.job
     return definition
+
+
+def check_job(text: str) -> JobConfig | None:
+    """Load a configuration of this text; what it raises names a place on every line."""
+    Path("job.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
+    try:
+        job = load_job(Path("job.yaml"), environment="local")
+    except ConfigError as error:
+        check_problems(error)
+        return None
+    assert read_back(job) == job
+    return job
+
+
+def check_problems(error: ConfigError, chosen: tuple[str, ...] = ()) -> None:
+    assert error.problems
+    for problem in error.problems:
+        assert problem.message.strip() and "\n" not in problem.message, problem
+        in_settings = problem.place in {f"--set {setting}" for setting in chosen}
+        assert in_settings or re.fullmatch(PLACE, problem.place), problem
+
+
+PLACE = r"defaults|(study|job|config/train)\.yaml(:\d+)?|.*/config/(env|tasks)/\w+\.yaml(:\d+)?"
+
+
+def read_back(job: JobConfig) -> JobConfig:
+    """What a rank reads of it."""
+    return job_config(parse_layer(dump_yaml(job.model_dump()), name="config.yaml"))
 
 
 # What people write by mistake
@@ -268,6 +304,133 @@ def test_any_grid_is_a_definition_or_an_error_with_places(parameters: list[tuple
         for name, (kind, value, step) in zip(names, parameters, strict=False)
     ]
     check(study=GRID + "".join(lines))
+
+
+# Every file that comes with the project
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+@examples(3)
+@given(st.lists(MUTATIONS, min_size=1, max_size=3))
+def test_a_mutation_of_any_study_is_a_definition_or_an_error_with_places(path: Path, mutations: list[Mutation]) -> None:
+    check(study=mutated(path.read_text(), mutations))
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+@examples(3)
+@given(st.lists(MUTATIONS, min_size=1, max_size=3))
+def test_a_mutation_of_any_configuration_is_a_job_or_an_error_with_places(
+    path: Path, mutations: list[Mutation]
+) -> None:
+    check_job(mutated(path.read_text(), mutations))
+
+
+@examples(30)
+@given(SOUP)
+def test_any_text_is_a_job_or_an_error_with_places(text: str) -> None:
+    check_job(text)
+
+
+# What is read is what stands there
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Whether our value is what another parser, which knows texts alone, read at the same place."""
+    if isinstance(ours, dict):
+        keys = [(key, text) for key, text in zip(ours, theirs, strict=True)]
+        return all(same_key(*pair) and same(ours[pair[0]], theirs[pair[1]]) for pair in keys)
+    if isinstance(ours, list):
+        return len(ours) == len(theirs) and all(map(same, ours, theirs))
+    meant = theirs if isinstance(ours, str) else scalar(theirs)
+    return bool(meant == ours or (isinstance(ours, float) and math.isnan(ours) and math.isnan(meant)))
+
+
+def same_key(ours: str, theirs: str) -> bool:
+    meant = scalar(theirs)
+    return ours in (theirs, "null" if meant is None else str(meant).lower() if isinstance(meant, bool) else str(meant))
+
+
+@examples(60)
+@given(SOUP | st.lists(MUTATIONS, max_size=3).map(lambda mutations: mutated(STUDY, mutations)))
+def test_what_is_read_is_what_another_parser_reads(text: str) -> None:
+    try:
+        layer = parse_layer(text, name="x")
+    except ConfigError:
+        return
+    if not layer.problems:
+        assert same(layer.values, yaml.load(text, Loader=yaml.CBaseLoader) or {})
+
+
+PLANE_0 = st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"])
+"""JSON writes the others as two, which YAML refuses."""
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(PLANE_0, max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@examples(60)
+@given(st.dictionaries(st.text(PLANE_0, max_size=8), JSON | st.text(PLANE_0, max_size=20), max_size=5))
+def test_json_is_read_as_by_python(values: dict[str, Any]) -> None:
+    text = json.dumps(values)
+    assert parse_layer(text, name="x").values == json.loads(text)
+
+
+# Bombs
+
+
+def searching(*parameters: str) -> str:
+    """The study with more of a search space."""
+    return STUDY.replace("search_space:\n", "search_space:\n" + "".join(f"  {each}\n" for each in parameters))
+
+
+BLOCKS = ("data", "optimizer", "scheduler", "training", "embedding", "distributed", "cross_validation", "output")
+BOMBS = {
+    "levels": "a: " + "[" * 500_000,
+    "sequences": "- " * 500_000,
+    "question marks": "? " * 300_000,
+    "the same key": "a: 1\n" * 45_000,
+    "keys": "".join(f"k{number}: 1\n" for number in range(45_000)),
+    "nearly keys": "".join(f"learning_rat{number}: 1\n" for number in range(999)),
+    "keys of blocks": "".join(f"{name}: {{{', '.join(f'l{n}: 1' for n in range(900))}}}\n" for name in BLOCKS),
+    "keys of a block": "training:\n" + "".join(f"  epoch{number}: 1\n" for number in range(999)),
+    "aliases": "a: &a 1\nb: [" + ", ".join(["*a"] * 100_000) + "]",
+    "aliases of aliases": "a0: &a0 [x, x]\n"
+    + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)),
+    "parameters": searching(*(f"k{number}: {{int: [1, 2]}}" for number in range(990))),
+    "choices": searching(*(f"model.k{n}: {{choice: [1, 2, 3, 4, 5, 6, 7, 8]}}" for n in range(800))),
+    "a long choice": searching(f"seed: {{choice: [{', '.join(map(str, range(999)))}]}}"),
+    "conditions": searching(*(f"k{n}: {{int: [1, 2], when: {{k{n - 1}: 1}}}}" for n in range(900))),
+    "a circle": searching(*(f"k{n}: {{int: [1, 2], when: {{k{(n + 1) % 900}: 1}}}}" for n in range(900))),
+    "objectives": STUDY.replace(
+        "{metric: accuracy, direction: maximize}", "[" + "{metric: x, direction: maximize}, " * 900 + "]"
+    ),
+    "a long key": "k" * 1_000_000 + ": 1",
+    "a long word": f"task: {'x' * 1_000_000}",
+    "a long number": f"seed: {'9' * 1_000_000}",
+    "a long fraction": f"seed: 0.{'9' * 1_000_000}",
+    "a long exponent": f"seed: 1e{'9' * 1_000_000}",
+    "a long duration": STUDY + f"  timeout: {'1' * 900_000}x",
+    "a long text": "task: |\n" + "  x\n" * 200_000,
+    "documents": "---\n" * 200_000,
+    "comments": "#" * 1_000_000,
+    "anchors": "".join(f"- &a{number} x\n" for number in range(70_000)),
+    "spaces": "a:" + " " * 1_000_000 + "1",
+    "colons": ": " * 500_000,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_over_within_a_second_and_little_memory(name: str) -> None:
+    check(), check_job("task: embedding")  # what is imported and cached by the first is not its doing
+    started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert len(BOMBS[name].encode()) <= 1 << 20
+    check(study=BOMBS[name])
+    between = time.process_time()
+    check_job(BOMBS[name])
+    assert max(between - started, time.process_time() - between) < 1.0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
 
 
 # The command line
