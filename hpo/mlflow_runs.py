@@ -218,7 +218,7 @@ class Runs:
     def trials(self, experiment: str, tags: Mapping[str, str]) -> dict[int, str]:
         """Status of the newest trials with these tags, by number."""
         known = self.client.get_experiment_by_name(experiment)
-        newest = {"order_by": ["attributes.start_time DESC"], "max_results": NUM_KNOWN}
+        newest: dict[str, Any] = {"order_by": ["attributes.start_time DESC"], "max_results": NUM_KNOWN}
         found = self._search(known.experiment_id, tags, **newest) if known else []
         return {int(run.data.tags["hpo.trial"]): run.info.status for run in found}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -216,11 +217,19 @@ def _devices() -> Iterator[Finding]:
 
 def _orphaned(device: str, holder: str, pid: int) -> Finding:
     """A lock outlives its process when a child of that has it open."""
-    heirs = processes_with(str(device_locks.lock_path(device_locks.lock_folder(), device)))
+    users = processes_with(str(device_locks.lock_path(device_locks.lock_folder(), device)))
+    heirs = [user for user in users if _namespace(user) == _namespace(os.getpid())]
     if not heirs:
-        return note("devices", f"{device} is leased by {holder}, which is not of this machine or container")
+        return ok("devices", f"{device} is leased by {holder}, a process of another container")
     text = f"{device} is still locked for {holder}, which is dead: process {heirs[0]} that it started holds on to it"
     return problem("devices", text, fix=f"kill {shlex.join(map(str, heirs))}")
+
+
+def _namespace(pid: int) -> str:
+    """In which the numbers of processes are those of `pid`; a container has its own."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    return ""
 
 
 # Ports, memory, disk, clock

@@ -11,6 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
+from sqlalchemy import delete, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -19,6 +22,7 @@ from hpo.doctor.filesystem import network_kind
 from hpo.doctor.finding import Finding, Level, attempted, counted, note, ok, problem, processes_with
 from hpo.errors import StorageError
 from hpo.ledger import DATABASE_TIME, LedgerStorage
+from hpo.ledger_tables import folds, leases
 from hpo.masking import masked
 from hpo.storage import open_storage
 
@@ -126,7 +130,7 @@ def storage_findings(storage: LedgerStorage, folders: Iterable[Path], root: Path
         yield from _journal(storage)
     else:
         yield from _server_findings(storage)
-    yield from _stray_leases(storage)
+    yield from _stray_rows(storage)
     yield from attempted("folders", lambda: _folders(folders, root))
 
 
@@ -234,17 +238,28 @@ def _row_lock(storage: LedgerStorage) -> Iterator[Finding]:
 # What is kept there
 
 
-def _stray_leases(storage: LedgerStorage) -> Iterator[Finding]:
-    count = storage.num_stray_leases()
-    if not count:
+def _stray_rows(storage: LedgerStorage) -> Iterator[Finding]:
+    """Leases of trials that do not run, and folds of trials that are not there."""
+    trial = models.TrialModel
+    of_lease = select(trial.trial_id).where(trial.trial_id == leases.c.trial_id, trial.state == TrialState.RUNNING)
+    of_fold = select(trial.trial_id).where(trial.trial_id == folds.c.trial_id)
+    stray = {leases: ~of_lease.exists(), folds: ~of_fold.exists()}
+    with storage.engine.connect() as connection:
+        counts = [
+            connection.scalar(select(func.count()).select_from(table).where(stray[table])) or 0 for table in stray
+        ]
+    if not any(counts):
         yield ok("leases", "each is of a trial that runs")
         return
 
     def drop() -> str:
-        return f"{counted(storage.drop_stray_leases(), 'lease')} of no running trial dropped"
+        with storage.engine.begin() as connection:
+            dropped = sum(connection.execute(delete(table).where(stray[table])).rowcount for table in stray)
+        return f"{counted(dropped, 'row')} dropped"
 
-    text = f"{counted(count, 'lease')} of no running trial: its study was deleted, or something else told it"
-    yield note("leases", text, repair=drop)
+    num_leases, num_folds = counts
+    text = f"{counted(num_leases, 'lease')} of no running trial, {counted(num_folds, 'fold')} of no trial"
+    yield note("leases", f"{text}: a study was deleted, or something else than a sweep told its trials", repair=drop)
 
 
 def _folders(known: Iterable[Path], root: Path) -> Iterator[Finding]:

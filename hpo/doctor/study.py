@@ -10,7 +10,7 @@ import shlex
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -18,15 +18,14 @@ from typing import Any
 
 import optuna
 import psutil
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from hpo.doctor.finding import Finding, attempted, counted, listed, note, ok, problem
+from hpo.doctor.mlflow_store import mlflow_findings
 from hpo.errors import HpoError
 from hpo.launchers import job_id_prefix, kill_processes, processes_of
 from hpo.ledger import LEASE_S, NOBODY, Held, Holder, ledger_of
-from hpo.masking import masked
-from hpo.mlflow_runs import Runs
-from hpo.study import OWNER, UID, finished_trials, folder_name, folder_of, recover
+from hpo.study import OWNER, finished_trials, folder_name, folder_of, recover
 from hpo.tally import CONTINUES, SAMPLED
 from training.run_dir import JOB_ID
 
@@ -40,7 +39,7 @@ def study_findings(study: optuna.Study, mlflow: str) -> Iterator[Finding]:
     """Of one study, whose runs are at the tracking URI `mlflow`, or "off"."""
     yield from _trials(study)
     yield from attempted("processes", lambda: _processes(study))
-    yield from _mlflow(study, mlflow)
+    yield from mlflow_findings(study, mlflow)
     yield from attempted("folders", lambda: _folders(study))
     yield from attempted("temporary files", lambda: _temporary_files(study))
     yield from _duplicates(study)
@@ -58,7 +57,7 @@ def _trials(study: optuna.Study) -> Iterator[Finding]:
     lost = [each for each in held if each.is_lost]
     if lost:
         numbers = [each.number for each in lost]
-        text = f"{listed(numbers, 'trial')} RUNNING, but nobody evaluates them: {_why(lost[0])}"
+        text = f"{listed(numbers, 'trial')} RUNNING, but evaluated by nobody: {_why(lost[0])}"
         yield problem("trials", text, repair=lambda: _recovered(study))
     unknown = [each.number for each in held if not each.is_lost and each.holder == NOBODY]
     if unknown:
@@ -134,57 +133,6 @@ def _killed(prefix: str, number: int) -> str:
     if left := kill_processes(prefix):
         raise HpoError(f"{_named(left)} cannot be killed")
     return f"the processes of trial {number} were killed"
-
-
-# MLflow
-
-
-def _mlflow(study: optuna.Study, uri: str) -> Iterator[Finding]:
-    if uri == "off":
-        yield ok("mlflow", "off")
-        return
-    runs = Runs(uri, folder_of(study).parent / "mlartifacts")
-    if not runs.exists:
-        yield note("mlflow", f"there is no {masked(uri)}")
-        return
-    try:
-        shown = runs.unended(study.study_name, {"hpo.study_uid": study.user_attrs[UID]})
-    except Exception as error:  # whatever MLflow, its database or the network raises
-        reason = masked(" ".join(str(error).split()))[:300]
-        yield problem("mlflow", f"{masked(uri)} does not answer: {reason}; trainings go on without it")
-        return
-    orphans = _orphans(study, shown)
-
-    def end() -> str:
-        for run in orphans:
-            runs.kill(run)
-        return f"{counted(len(orphans), 'run')} ended as KILLED"
-
-    if orphans:
-        names = ", ".join(sorted(shown[run].get("mlflow.runName", run) for run in orphans)[:8])
-        yield problem("mlflow", f"{counted(len(orphans), 'run')} RUNNING of what is over: {names}", repair=end)
-    else:
-        yield ok("mlflow", f"{counted(len(shown), 'run')} RUNNING, as they should" if shown else "no run is RUNNING")
-
-
-def _orphans(study: optuna.Study, shown: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """The runs that nobody will end, by id: of trials that are over or lost, and of a study that nobody sweeps."""
-    lost = {each.number for each in _held(study) if each.is_lost}
-    trials = study.get_trials(deepcopy=False)
-    begun = [trial for trial in trials if trial.state is not TrialState.WAITING]
-    alive = {trial.number for trial in begun if trial.number not in lost and not _is_told(trial)}
-    is_swept = bool(alive) or not begun  # or is about to be
-    return [run for run, tags in shown.items() if not _is_alive(tags.get("hpo.trial"), alive, is_swept=is_swept)]
-
-
-def _is_alive(number: str | None, alive: Collection[int], *, is_swept: bool) -> bool:
-    """Whether a run of that trial, or of the study itself, is still written."""
-    return is_swept if number is None else int(number) in alive
-
-
-def _is_told(trial: FrozenTrial) -> bool:
-    """Whether it is over and MLflow will hear no more of it: a sweep that lives writes what it lacks."""
-    return trial.state.is_finished() and (_is_owner_dead(trial) or _age_s(trial) > LEASE_S)
 
 
 # Files

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pytest
 import sqlalchemy
 
 from hpo import device_locks
+from hpo.definition import StudyDefinition
 from hpo.doctor import environment, storage
 from hpo.doctor.environment import clock_finding, cuda_findings, environment_findings, probe_torch, torch_findings
 from hpo.doctor.examination import Section, examine, patient
@@ -31,12 +32,14 @@ from hpo.doctor.storage import opened, storage_findings
 from hpo.doctor.study import study_findings
 from hpo.doctor.text import num_problems, print_findings
 from hpo.errors import StorageError, StudyNotFoundError
+from hpo.fold_ledger import FoldRow, FoldState
 from hpo.ledger import LedgerStorage
 from hpo.mlflow_runs import Run, Runs
 from hpo.storage import open_storage
-from hpo.study import FOLDER, IDENTITY, OWNER, UID
+from hpo.study import FOLDER, OWNER, UID, open_study
+from hpo.study_config import StudyConfig
 from hpo.tally import SAMPLED
-from training.config import JobConfig
+from training.config import JobConfig, Layer
 from training.run_dir import write_atomically
 
 CHECKOUT = Path(__file__).parents[3]
@@ -82,13 +85,15 @@ def opened_at(url: str) -> Iterator[LedgerStorage]:
 
 
 def new_study(database: LedgerStorage, name: str = "demo") -> optuna.Study:
-    """As hpo makes one."""
-    study = optuna.create_study(study_name=name, storage=database, direction="maximize")
-    folder = Path("runs", name).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    for key, value in {UID: "u1", FOLDER: str(folder), IDENTITY: {}}.items():
-        study.set_user_attr(key, value)
-    return study
+    """As a sweep makes one."""
+    values = {
+        "study": name,
+        "objective": {"metric": "accuracy", "direction": "maximize"},
+        "search_space": {"optimizer.lr": {"float": [1e-4, 1e-1], "log": True}},
+    }
+    config, job = StudyConfig.model_validate(values), JobConfig()
+    definition = StudyDefinition(config=config, job=job, environment="local", layer=Layer(), settings=Layer())
+    return open_study(definition, database)
 
 
 def finish(study: optuna.Study, x: float) -> optuna.Trial:
@@ -144,7 +149,7 @@ def test_trials_of_a_killed_sweep_are_queued_again_and_its_processes_killed(
     kill_a_sweep(study, asked=2, told=1)
     lost, over, running = worst(look(study))
     assert (lost.check, over.check, running.check) == ("trials", "processes", "processes")
-    assert "trial 1 RUNNING, but nobody evaluates them: process" in lost.text and "is dead" in lost.text
+    assert "trial 1 RUNNING, but evaluated by nobody: process" in lost.text and "is dead" in lost.text
     assert "of trial 0, which nobody evaluates" in over.text
     assert "of trial 1, which nobody evaluates" in running.text
     assert len(no_leftover_processes()) == 2, "looking changes nothing"
@@ -183,31 +188,35 @@ def test_a_running_trial_that_something_else_asked_for_is_told_as_such(sqlite: L
     assert found.text == "trial 0 RUNNING without a known process; taken for lost in 180 s"
 
 
-def test_runs_in_mlflow_of_trials_that_are_over_are_ended(sqlite: LedgerStorage) -> None:
+def test_runs_in_mlflow_of_what_is_over_are_told_how_it_ended(sqlite: LedgerStorage) -> None:
     study = new_study(sqlite)
-    dead = {"host": study._storage._backend.holder.host, "pid": 2**22 + 1, "since": 0.0}  # type: ignore[attr-defined]
-    for number in range(2):
-        trial = study.ask()
-        trial.set_user_attr(OWNER, dead if number == 0 else asdict(sqlite.holder))
+    dead = asdict(replace(sqlite.holder, pid=2**22 + 1))
+    for number in range(3):
+        study.ask().set_user_attr(OWNER, asdict(sqlite.holder) if number == 2 else dead)
         (Path("runs/demo") / f"trial_{number:04d}").mkdir()
-    study.tell(0, 1.0)
-    uri = f"sqlite:///{Path('runs/mlflow.db').absolute()}"
+    study.tell(0, 0.75)
+    uri, uid = f"sqlite:///{Path('runs/mlflow.db').absolute()}", study.user_attrs[UID]
     runs = Runs(uri, Path("runs/mlartifacts"))
-    of_study = Run(experiment="demo", name="demo", identity={"hpo.kind": "study", "hpo.study_uid": "u1"}, started=1.0)
+    of_study = Run(experiment="demo", name="demo", identity={"hpo.kind": "study", "hpo.study_uid": uid}, started=1.0)
     runs.write(of_study)
-    for number in range(2):
-        tags = {"hpo.kind": "trial", "hpo.study_uid": "u1", "hpo.trial": str(number)}
-        runs.write(Run(experiment="demo", name=f"trial {number}", identity=tags, started=1.0, parent=of_study))
+    for number, kind in enumerate(("trial", "fold", "trial")):
+        tags = {"hpo.kind": kind, "hpo.study_uid": uid, "hpo.trial": str(number - (kind == "fold"))}
+        runs.write(Run(experiment="demo", name=f"{kind} {number}", identity=tags, started=1.0, parent=of_study))
     [found] = worst(look(study, uri))
     assert found.level is Level.PROBLEM
-    assert found.text == "1 run RUNNING of what is over: trial 0"
-    assert fixed(look(study, uri)) == ["1 run ended as KILLED"]
+    assert found.text == "2 runs RUNNING of what is over: fold 1, trial 0"
+    assert fixed(look(study, uri)) == ["2 runs ended, 0 of them as KILLED"]
     assert worst(look(study, uri)) == []
-    assert statuses(runs) == {"demo": "RUNNING", "trial 0": "KILLED", "trial 1": "RUNNING"}
-    study.trials[1]
-    optuna.Trial(study, 2).set_user_attr(OWNER, dead)
-    study.tell(1, 1.0)
-    assert fixed(look(study, uri)) == ["2 runs ended as KILLED"], "the study's, too: nobody sweeps it"
+    assert statuses(runs) == {"demo": "RUNNING", "trial 0": "FINISHED", "fold 1": "KILLED", "trial 2": "RUNNING"}
+    told = runs.client.search_runs([runs.client.get_experiment_by_name("demo").experiment_id], "tags.`hpo.trial` = '0'")
+    assert {"accuracy": 0.75} in [run.data.metrics for run in told]
+    optuna.Trial(study, study.trials[2]._trial_id).set_user_attr(OWNER, dead)
+    for number in (1, 2):
+        study.tell(number, state=optuna.trial.TrialState.FAIL)
+    assert fixed(look(study, uri)) == ["2 runs ended, 0 of them as KILLED"], "the study's, too: nobody sweeps it"
+    assert statuses(runs) == {"demo": "KILLED", "fold 1": "KILLED"} | {
+        name: state for name, state in statuses(runs).items() if name.startswith("trial")
+    }
     assert "RUNNING" not in statuses(runs).values()
 
 
@@ -298,12 +307,13 @@ def test_trials_with_the_same_hyperparameters_are_noted_unless_one_goes_on_with_
 
 def test_leases_of_a_deleted_study_are_dropped(database: LedgerStorage, folder: Path) -> None:
     study = new_study(database)
-    study.ask()
+    row = FoldRow(fold=0, state=FoldState.RUNNING, attempt=1, trained_by=0, run_dir="x")
+    assert database.write_fold(study.ask()._trial_id, row)
     new_study(database, "other").ask()
     optuna.delete_study(study_name="demo", storage=database)
     [found] = worst(storage_findings(database, [], folder / "none"))
     assert (found.level, found.check, found.text[:26]) == (Level.NOTE, "leases", "1 lease of no running tria")
-    assert fixed(storage_findings(database, [], folder / "none")) == ["1 lease of no running trial dropped"]
+    assert fixed(storage_findings(database, [], folder / "none")) == ["2 rows dropped"]
     assert worst(storage_findings(database, [], folder / "none")) == []
     assert [each.number for each in database.held(database.get_study_id_from_name("other"))] == [0]
 
@@ -455,6 +465,32 @@ def test_a_device_that_a_dead_process_has_locked_is_found_with_who_holds_on_to_i
     while worst(environment._devices()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert worst(environment._devices()) == []
+
+
+def test_a_device_that_a_process_of_another_container_has_locked_is_in_use() -> None:
+    path = device_locks.lock_path(device_locks.lock_folder(), "core-3")
+    program = (
+        "import fcntl, os, sys, time; lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
+        "fcntl.flock(lock, fcntl.LOCK_EX); os.write(lock, b'pid 4194305 (hpo sweep)'); print('ready', flush=True)\n"
+        "time.sleep(600)"
+    )
+    with contained("-c", program, str(path)):
+        [found] = environment._devices()
+        assert (found.level, found.text[:32]) == (Level.OK, "core-3 is leased by pid 4194305 ")
+
+
+@contextlib.contextmanager
+def contained(*arguments: str) -> Iterator[None]:
+    """A Python process in which process ids are other ones."""
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            if process.stdout.readline() != "ready\n":
+                pytest.skip("this user may not make a namespace of processes")
+            yield
+        finally:
+            process.kill()
 
 
 def test_a_folder_of_leases_that_others_can_write_to_is_a_problem(folder: Path) -> None:
