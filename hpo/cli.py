@@ -388,6 +388,26 @@ def plan(  # noqa: PLR0913 - its parameters are the command's options
 
 
 @app.command()
+def doctor(
+    study: Annotated[str | None, typer.Option("--study", help="One study; all of the storage when not given.")] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Do what is safe: nothing of use is lost, nothing alive ends.")
+    ] = False,
+    env: EnvOption = None,
+    settings: SetOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for what is wrong with this machine, the storage and its studies; say what mends it. Exits 1 if it is."""
+    from hpo.doctor.examination import examine, patient
+    from hpo.doctor.text import num_problems, print_findings
+
+    found = examine(patient(study, env, settings, storage), fix=fix)
+    print_findings(found, as_json=as_json)
+    raise typer.Exit(1 if num_problems(found) else 0)
+
+
+@app.command()
 def dashboard(
     study: Annotated[str | None, typer.Option("--study", help="The study whose storage to open.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8080,

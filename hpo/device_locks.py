@@ -23,6 +23,7 @@ from hpo.errors import DeviceError
 from hpo.masking import masked
 
 FOLDER_VARIABLE = "HPO_LEASES"
+CHOOSING = "select.lock"
 CHOOSING_TIMEOUT_S = 0.05
 """Choosing takes a few milliseconds; who does not get in tries again, and looks around in between."""
 COMMAND_LENGTH = 80
@@ -65,7 +66,7 @@ def _distrusted(found: os.stat_result) -> str | None:
 @contextlib.contextmanager
 def choosing(folder: Path) -> Iterator[bool]:
     """Whether this process may look and take now; then no other does."""
-    lock = try_lock(folder / "select.lock", CHOOSING_TIMEOUT_S)
+    lock = try_lock(folder / CHOOSING, CHOOSING_TIMEOUT_S)
     try:
         yield lock is not None
     finally:
@@ -95,6 +96,22 @@ def sign(path: Path) -> None:
 def holder(path: Path) -> str:
     """Who has locked `path`."""
     return path.read_text(errors="replace").strip() or "another process"
+
+
+def locked(folder: Path) -> dict[str, str] | None:
+    """Who has locked each device that is; None while another process chooses."""
+    with choosing(folder) as is_my_turn:
+        if not is_my_turn:
+            return None
+        devices = (path for path in sorted(folder.glob("*.lock")) if path.name != CHOOSING)
+        return {path.stem: holder(path) for path in devices if not _is_free(path)}
+
+
+def _is_free(path: Path) -> bool:
+    lock = try_lock(path)
+    if lock is not None:
+        lock.release()
+    return lock is not None
 
 
 def this_process() -> str:

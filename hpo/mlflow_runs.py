@@ -218,7 +218,7 @@ class Runs:
     def trials(self, experiment: str, tags: Mapping[str, str]) -> dict[int, str]:
         """Status of the newest trials with these tags, by number."""
         known = self.client.get_experiment_by_name(experiment)
-        newest = {"order_by": ["attributes.start_time DESC"], "max_results": NUM_KNOWN}
+        newest: dict[str, Any] = {"order_by": ["attributes.start_time DESC"], "max_results": NUM_KNOWN}
         found = self._search(known.experiment_id, tags, **newest) if known else []
         return {int(run.data.tags["hpo.trial"]): run.info.status for run in found}
 
@@ -232,6 +232,22 @@ class Runs:
         """The runs with these tags whose status is RUNNING, whoever started them."""
         found = self._search(self._experiment(experiment), tags)
         return [run.info.run_id for run in found if run.info.status == RUNNING]
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a store to ask, as far as can be seen from here; a file that is missing would be made."""
+        path = _sqlite_file(self._uri)
+        return path is None or path.exists()
+
+    def unended(self, experiment: str, tags: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
+        """The tags of the runs with these tags that MLflow shows as running, by id."""
+        known = self.client.get_experiment_by_name(experiment)
+        found = self._search(known.experiment_id, tags, status=RUNNING) if known else []
+        return {run.info.run_id: run.data.tags for run in found}
+
+    def kill(self, run: str) -> None:
+        """End the run with that id as KILLED."""
+        self.client.set_terminated(run, "KILLED")
 
     def describe(
         self, experiment: str, tags: Mapping[str, str], notes: Mapping[int, str], signed: str, page: Path | None = None
@@ -300,10 +316,11 @@ class Runs:
             self._experiments[name] = known.experiment_id if known else self.client.create_experiment(name, place)
         return self._experiments[name]
 
-    def _search(self, experiment: str, tags: Mapping[str, str], **how: Any) -> list[Any]:
+    def _search(self, experiment: str, tags: Mapping[str, str], *, status: str | None = None, **how: Any) -> list[Any]:
         # MLflow's filters cannot quote every text, such as a path with both kinds of quotes.
         quotable = {key: value for key, value in tags.items() if re.fullmatch(r"[\w./ -]+", value)}
-        condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in quotable.items())
+        conditions = [f"tags.`{key}` = '{value}'" for key, value in quotable.items()]
+        condition = " and ".join(conditions + ([f"attributes.status = '{status}'"] if status else []))
         found = self.client.search_runs([experiment], condition, **how)
         return [run for run in found if tags.items() <= run.data.tags.items()]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import optuna
@@ -29,18 +28,15 @@ from hpo.events import (
     Listener,
     Notice,
     SweepFinished,
-    SweepStarted,
     TrialState,
 )
 from hpo.ledger import ledger_of
-from hpo.past import told_again
+from hpo.past import opening
 from hpo.policy import FROM_OUTSIDE, Action, Delays, Policy, Verdict, hopeless
 from hpo.resources import Resources
 from hpo.slots import Slots
 from hpo.spending import Meter, budget_of, fold_times, spent
 from hpo.study import (
-    UID,
-    best_value,
     interrupt,
     num_finished,
     places_taken,
@@ -122,7 +118,7 @@ class Sweep:
         """Evaluate trials until the budget is spent. On Ctrl-C the running trials are queued again."""
         interrupted, self._patience.lasts_s = True, OUTAGE_S
         try:
-            self._listen(self._opening())
+            self._listen(opening(self._definition, self._study))
             self._recover()
             if places_taken(self._study) >= self._budget.total:
                 done = f"the study has the {self._budget.total} trials that were asked for"
@@ -386,21 +382,6 @@ class Sweep:
             return Deadline(math.inf, (), self._clock)
         known = [time.seconds / time.epochs for time in fold_times(self._study, self._definition)]
         return Deadline(began + wanted, known, self._clock)
-
-    def _opening(self) -> SweepStarted:
-        config = self._definition.config
-        return SweepStarted(
-            study=config.study,
-            study_uid=self._study.user_attrs[UID],
-            metric=self._definition.criteria.metric,
-            direction=self._definition.criteria.direction,
-            num_splits=self._definition.job.cross_validation.num_splits,
-            finished_trials=num_finished(self._study),
-            total_trials=self._budget.total,
-            best_value=best_value(self._study),
-            definition=self._definition.identity(),
-            told_again=partial(told_again, self._study),
-        )
 
     def _begin_trial(self) -> Running | None:
         taken = take_place(self._study, self._definition, self._budget.total)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -16,10 +17,22 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy import select
 
-from hpo.events import Event, JobFinished, JobLabel, JobProgress, JobStarted, TrialFinished, TrialStarted, TrialState
+from hpo.definition import StudyDefinition
+from hpo.events import (
+    Event,
+    JobFinished,
+    JobLabel,
+    JobProgress,
+    JobStarted,
+    SweepStarted,
+    TrialFinished,
+    TrialStarted,
+    TrialState,
+)
 from hpo.fold_ledger import FoldRow, FoldState
 from hpo.ledger import Holder, ledger_of, this_host
-from hpo.study import FAILURE, OWNER, REASON, trial_folder
+from hpo.spending import budget_of
+from hpo.study import FAILURE, OWNER, REASON, UID, best_value, num_finished, trial_folder
 from hpo.tally import FOLD_SCORES, INTERRUPTED, SAMPLED
 from hpo.trial import JobStatus, TrialResult
 from training.errors import TrainingError
@@ -34,6 +47,22 @@ Told = tuple[Event, float]
 """An event, and the Unix time at which it happened."""
 
 
+def opening(definition: StudyDefinition, study: optuna.Study) -> SweepStarted:
+    """What a sweep of `study` says first, with what those before it did not say."""
+    return SweepStarted(
+        study=definition.config.study,
+        study_uid=study.user_attrs[UID],
+        metric=definition.criteria.metric,
+        direction=definition.criteria.direction,
+        num_splits=definition.job.cross_validation.num_splits,
+        finished_trials=num_finished(study),
+        total_trials=budget_of(definition).total,
+        best_value=best_value(study),
+        definition=definition.identity(),
+        told_again=partial(told_again, study),
+    )
+
+
 def told_again(study: optuna.Study, known: Mapping[int, str]) -> Iterator[Told]:
     """The events of the newest trials that are over and that MLflow does not know, or has as RUNNING.
 
@@ -46,11 +75,11 @@ def told_again(study: optuna.Study, known: Mapping[int, str]) -> Iterator[Told]:
     with ledger.engine.connect() as connection:
         rows = connection.execute(newest).all()
     for trial_id, number in reversed(rows):
-        if known.get(number, "RUNNING") == "RUNNING" and _is_left(found := ledger.get_trial(trial_id)):
+        if known.get(number, "RUNNING") == "RUNNING" and is_left(found := ledger.get_trial(trial_id)):
             yield from _of_trial(study, found)
 
 
-def _is_left(trial: FrozenTrial) -> bool:
+def is_left(trial: FrozenTrial) -> bool:
     """Whether nobody else is about to say how it ended."""
     owner = trial.user_attrs.get(OWNER)
     holder = Holder(**owner) if owner else None

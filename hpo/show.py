@@ -479,10 +479,10 @@ def _print_rows(rows: list[tuple[str, Any]]) -> None:
 def _print_next(*commands: str, label: str = "next") -> None:
     print(f"\n{label}:")
     for command in commands:
-        print(f"  {_as_typed(command)}")
+        print(f"  {as_typed(command)}")
 
 
-def _as_typed(command: str) -> str:
+def as_typed(command: str) -> str:
     """`command` as the user's shell finds it: with the path of this ``hpo`` where that is not on it."""
     is_found = not command.startswith("hpo ") or shutil.which("hpo") is not None
     return command if is_found else shlex.quote(os.path.relpath(sys.argv[0])) + command.removeprefix("hpo")

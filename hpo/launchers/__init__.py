@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from hpo.devices import ALONE, Placement
 from hpo.launchers import processes
 from hpo.launchers.fork_server import CannotForkError, ForkServer, LaunchCancelled
-from hpo.launchers.job import LaunchedJob, kill_processes
+from hpo.launchers.job import LaunchedJob, kill_processes, processes_of
 from hpo.launchers.processes import command_line, job_id_prefix
 from training.config import JobConfig
 from training.run_dir import RunDir
@@ -22,6 +22,7 @@ __all__ = [
     "kill_processes",
     "launch",
     "launch_check",
+    "processes_of",
     "warm_up",
 ]
 

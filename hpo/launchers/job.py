@@ -123,7 +123,7 @@ class LaunchedJob:
 def kill_processes(job_id: str) -> list[int]:
     """Kill every process whose job id begins with `job_id`; the ids of those that are there KILL_GRACE_S later."""
     deadline, killed = time.monotonic() + KILL_GRACE_S, set[int]()
-    while (found := list(_processes_of(job_id))) and time.monotonic() < deadline:
+    while (found := list(processes_of(job_id))) and time.monotonic() < deadline:
         for process in found:
             killed.add(process.pid)
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -150,7 +150,8 @@ def reap(pid: int) -> None:
             pass
 
 
-def _processes_of(job_id: str) -> Iterator[psutil.Process]:
+def processes_of(job_id: str) -> Iterator[psutil.Process]:
+    """Every live process whose job id begins with `job_id`, of those that this user may look at."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # zombies have no environment any more
             if process.environ().get(JOB_ID, "").startswith(job_id):
