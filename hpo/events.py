@@ -22,6 +22,7 @@ from hpo.crew import Usage
 from hpo.criteria import Names, Score
 from hpo.trial import TrialResult
 from training.config import JobConfig
+from training.errors import Failure
 from training.run_dir import Record, RunDir
 
 
@@ -110,6 +111,10 @@ class TrialFinished:
     fold_scores: tuple[Score | None, ...]
     """By fold; None for one that did not run to its end."""
     reason: str = ""
+    failure: Failure | None = None
+    """Of a trial that failed and is not tried again."""
+    failed_fold: int | None = None
+    """The fold whose failure it is; None where the trial failed before its first one."""
     num_finished: int | None = None
     """Finished trials of the study, whoever evaluated them; None when it is one more than before."""
     best_value: float | None = None

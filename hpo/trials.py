@@ -213,9 +213,11 @@ class Trials:
         self._listen(TrialFinished(number=number, state=state, fold_scores=scores, **{"value": None, **details}))
 
     def _tell_failure(self, trial: optuna.Trial, failure: Failure, folds: Folds) -> None:
-        trial.set_user_attr(FAILURE, asdict(failure))
+        fold, reason = folds.failed_fold, f"{failure.kind}: {failure.message}"
+        trial.set_user_attr(FAILURE, {**asdict(failure), "fold": fold})
         self._study.tell(trial, state=OptunaState.FAIL)
-        self.finished(trial.number, TrialState.FAIL, folds.scores, reason=f"{failure.kind}: {failure.message}")
+        details = {"reason": reason, "failure": failure, "failed_fold": fold}
+        self.finished(trial.number, TrialState.FAIL, folds.scores, **details)
 
     def _tell_stop(self, running: Running, reason: str) -> None:
         trial, folds = running.trial, running.folds
