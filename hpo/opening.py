@@ -80,6 +80,15 @@ def open_any(
     return open_storage(storage or default_url(root), create=False), None, root
 
 
+def open_recorded(study: str, env: str | None, settings: list[str] | None, storage: str | None) -> Study:
+    """A study that exists, also where its file does not."""
+    from hpo.definition import has_file
+    from hpo.study import load_study
+
+    database, name, _ = open_any(study if has_file(study) else None, env, settings, storage)
+    return load_study(name or study, database)
+
+
 def price(definition: StudyDefinition, storage: str | None) -> Price:
     """What the study may cost, by what its storage knows, where there is one yet."""
     from hpo.price import price_of
