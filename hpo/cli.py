@@ -41,7 +41,7 @@ from hpo.options import (
     TopKOption,
     TrialOption,
 )
-from hpo.record_commands import replay
+from hpo.record_commands import export, import_command, replay
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -251,6 +251,8 @@ def train_best_command(  # noqa: PLR0913 - its parameters are the command's opti
 
 
 app.command()(replay)
+app.command()(export)
+app.command("import")(import_command)
 
 
 @app.command()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hpo.endings import leave, terminable
 from hpo.errors import HpoError
-from hpo.opening import open_recorded
+from hpo.masking import masked
+from hpo.opening import again_options, open_recorded, place_for
 from hpo.options import EnvOption, JsonOption, LauncherOption, SetOption, StorageOption, StudyOption
 
 
@@ -50,3 +53,59 @@ def replay(  # noqa: PLR0913 - its parameters are the command's options
         leave(1, f"{found.text}\nlogs: {run_dir.logs}")
     if not as_json:
         print_rows([("result", found.text)])
+
+
+def export(  # noqa: PLR0913 - its parameters are the command's options
+    study: StudyOption,
+    file: Annotated[Path, typer.Argument(metavar="FILE.hpo", help="The file to write; it must not exist.")],
+    without_checkpoints: Annotated[
+        bool, typer.Option("--without-checkpoints", help="What may go on trains its unfinished folds from the start.")
+    ] = False,
+    env: EnvOption = None,
+    settings: SetOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a study to one file, to keep it or to import it elsewhere; also while it runs."""
+    from hpo.moving.exporting import export_study
+    from hpo.printing import print_json, print_next, print_rows
+
+    opened = open_recorded(study, env, settings, storage)
+    found = export_study(opened, file, with_checkpoints=not without_checkpoints)
+    if as_json:
+        return print_json({"study": opened.study_name, **asdict(found)})
+    what = f"{found.trials} trials, {found.folds} folds, {found.checkpoints} checkpoints"
+    print_rows(
+        [
+            ("study", opened.study_name),
+            ("holds", what),
+            ("file", found.path),
+            ("size", f"{found.size_bytes / 1e6:.3g} MB"),
+        ]
+    )
+    print_next(f"hpo import {shlex.quote(str(file))}")
+
+
+def import_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE.hpo", help="What hpo export wrote.")],
+    name: Annotated[str | None, typer.Option(metavar="NEW", help="Another name for the study.")] = None,
+    env: EnvOption = None,
+    settings: SetOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a study out of the file that it was exported to, in this storage and output folder; all of it or nothing."""
+    from hpo.moving.archive import open_archive
+    from hpo.moving.importing import import_study, name_of
+    from hpo.printing import print_json, print_next, print_rows
+
+    with open_archive(file) as archive:
+        database, root = place_for(name_of(archive, name), env, settings, storage)
+        found = import_study(archive, database, root, name=name)
+    if as_json:
+        return print_json({**asdict(found), "storage": masked(database.url)})
+    trials = f"{found.trials}, {found.waiting} of them waiting" if found.waiting else found.trials
+    where = [("folder", found.folder), ("storage", masked(database.url))]
+    print_rows([("study", found.study), ("trials", trials), *where])
+    again = again_options(found.study, env, settings, storage)
+    print_next(f"hpo status {again}", f"hpo sweep {again}")

@@ -192,9 +192,11 @@ def inherit_folds(study: optuna.Study, trial: optuna.Trial) -> None:
 
 def fold_dir(study: optuna.Study, number: int, fold: int) -> RunDir:
     """Of a fold of a trial, wherever the trials that went on with it have moved it; it may be gone."""
-    successors = {before: after for after, before in tally_of(study).attributes(SUCCEEDS)}
-    while not (path := folder_of(study) / folder_name(number) / f"fold_{fold}").is_dir() and number in successors:
-        number = successors[number]
+    path = folder_of(study) / folder_name(number) / f"fold_{fold}"
+    if not path.is_dir():
+        successors = {before: after for after, before in tally_of(study).attributes(SUCCEEDS)}
+        if number in successors:
+            return fold_dir(study, successors[number], fold)
     return RunDir(path)
 
 
