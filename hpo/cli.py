@@ -43,6 +43,7 @@ from hpo.options import (
     TopKOption,
     TrialOption,
 )
+from hpo.record_commands import export, import_command, replay
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -121,8 +122,8 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
     warm_up(definition.job)
     url = storage_url(definition, storage)
     database = open_storage(url)
-    go_on = "the same command continues"
-    with terminable(lambda: go_on), open_console() as console:
+    again, go_on = again_options(study, env, settings, storage), "the same command continues"
+    with terminable(lambda: go_on), open_console(again=again) as console:
         tracker = tracker_of(definition, console)  # it imports MLflow while the first models are built
         if definition.config.study not in study_names(database):
             _require_buildable(definition, study)
@@ -132,7 +133,7 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
     _require_hope(run)
     if definition.config.budget.deadline is not None and not tally_of(opened).states()[TrialState.COMPLETE]:
         return show.no_best(as_json=as_json)  # it said what is parked, and how to go on
-    again, where = again_options(study, env, settings, storage), masked(url)
+    where = masked(url)
     if len(definition.config.objectives) > 1:
         return show.front(describe_front(opened), as_json=as_json, again=again, tracking=tracker.where, storage=where)
     show.best(describe_best(opened), as_json=as_json, again=again, tracking=tracker.where, storage=where)
@@ -161,7 +162,8 @@ def worker(
     opened = load_study(name or study, database)
     definition = joined_definition(definition_of(opened), settings=launched_by(launcher, settings))
     warm_up(definition.job)
-    with terminable(lambda: "the other processes of the study go on"), open_console() as console:
+    failed = again_options(study, env, settings, storage)
+    with terminable(lambda: "the other processes of the study go on"), open_console(again=failed) as console:
         tracker = tracker_of(definition, console)
         run = Sweep(definition, opened, all_of(tracker, console), began=began)
         run.run()
@@ -221,13 +223,12 @@ def train_best_command(  # noqa: PLR0913 - its parameters are the command's opti
     as_json: JsonOption = False,
 ) -> None:
     """Train the chosen configuration on all the data and score it on the test split that the search never saw."""
-    from hpo import show
+    from hpo import show, verification
     from hpo.console import open_console
     from hpo.ensemble import train_ensemble
     from hpo.mlflow_runs import Model
     from hpo.selection import chosen_trial
     from hpo.train_best import LastJob, train_best
-    from hpo.verification import agreement, replay
 
     if any(not setting.strip().startswith("output.") for setting in settings or ()):
         raise HpoError("train-best replays the recorded configuration: --set takes only output.* keys here")
@@ -239,15 +240,21 @@ def train_best_command(  # noqa: PLR0913 - its parameters are the command's opti
     with terminable(lambda: last.go_on(again)), open_console() as console:
         tracker = tracker_of(definition, console)
         if verify:
-            repeated = replay(loaded, choice.trial, all_of(tracker, console), launcher=launcher)
+            verification.require_score(record := verification.recorded_fold(loaded, choice.trial.number, 0))
+            repeated = verification.replay(loaded, record, all_of(tracker, console), launcher=launcher)
             _require_complete(repeated, "that was fold 0, trained again for --verify; nothing else was trained")
-            notice_to(console)(agreement(choice.trial, repeated))
+            notice_to(console)(verification.agreement(record, repeated))
         trained = train(loaded, choice, all_of(tracker, console, last), resume=resume, launcher=launcher)
         _require_complete(trained, last.go_on(again))
         name, metrics, tags = definition.config.study, trained.result.metrics, choice.tags
         model = Model(folder=trained.model, name=name, metrics=metrics, params=choice.params, tags=tags)
         uri = tracker.log_model(trained.label, model)
     show.trained(trained, choice=choice, model_uri=uri, tracking=tracker.where, as_json=as_json)
+
+
+app.command()(replay)
+app.command()(export)
+app.command("import")(import_command)
 
 
 @app.command()
@@ -265,7 +272,8 @@ def status(
 
     database, name, _ = open_any(study, env, settings, storage)
     names = [name] if name else study_names(database)
-    show.status([describe_status(load_study(each, database)) for each in names], as_json=as_json)
+    found = [describe_status(load_study(each, database)) for each in names]
+    show.status(found, as_json=as_json, again=lambda name: again_options(study or name, env, settings, storage))
 
 
 @app.command()
@@ -470,14 +478,14 @@ def _require_buildable(definition: StudyDefinition, study: str) -> None:
 
 
 def _require_hope(run: Sweep) -> None:
-    from hpo.show import failure_text
+    from hpo.console import failure_text
 
     if run.hopeless is not None:
         leave(1, f"{run.gave_up}, so the sweep ended:\n{failure_text(run.hopeless)}")
 
 
 def _require_complete(trained: Trained, go_on: str) -> None:
-    from hpo.show import USER_MISTAKES, failure_text
+    from hpo.console import USER_MISTAKES, failure_text
 
     failure = trained.result.failure
     if failure is not None and failure.kind in USER_MISTAKES:

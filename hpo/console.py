@@ -13,7 +13,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,17 +33,23 @@ from hpo.criteria import as_tuple
 from hpo.masking import ESCAPE_SEQUENCE
 from hpo.trial import JobStatus
 from training import run_dir
-from training.errors import FailureKind
+from training.errors import Failure, FailureKind
 
 Clock = Callable[[], float]
+
+USER_MISTAKES = (FailureKind.CONFIG, FailureKind.DATA)
+"""Their message says what to do; a traceback would hide it."""
 
 _BREAK = re.compile(r"[^\S ]\s*")
 
 
 def open_console(
-    stream: TextIO | None = None, clock: Clock = time.monotonic
+    stream: TextIO | None = None, clock: Clock = time.monotonic, *, again: str = ""
 ) -> contextlib.AbstractContextManager[events.Listener]:
-    """Shows events on `stream` (stderr). Leaving the block, by Ctrl-C too, restores the terminal."""
+    """Shows events on `stream` (stderr). Leaving the block, by Ctrl-C too, restores the terminal.
+
+    `again` are the options that lead to the study once more, for the command that repeats a failure.
+    """
     lasting = cast(TextIO, _LastingStream(stream or sys.stderr or open(os.devnull, "w")))
     # No markup: while it is live, rich also prints here what other code writes to stderr.
     console = Console(file=lasting, markup=False, emoji=False, highlight=False)
@@ -48,8 +57,8 @@ def open_console(
     is_notebook = "JPY_PARENT_PID" in os.environ
     # isatty as well, since rich takes any file for a terminal when FORCE_COLOR is set (many CI systems do).
     if lasting.isatty() and console.is_interactive and not is_notebook:
-        return LiveConsole(console, clock)
-    return PlainConsole(lasting, clock)
+        return LiveConsole(console, clock, again)
+    return PlainConsole(lasting, clock, again)
 
 
 def duration(seconds: float) -> str:
@@ -87,10 +96,34 @@ def clean(text: str) -> str:
     return "".join(filter(str.isprintable, line)).strip()
 
 
-def _cleaned_lines(text: str) -> list[str]:
-    """The lines of `text`, each as by ``clean``, with their indentation."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return [" " * (len(line) - len(line.lstrip(" "))) + clean(line) for line in lines]
+def failure_text(failure: Failure) -> str:
+    """A failure, safe to print; with the traceback of the first failing rank where that helps the user."""
+    message = "\n".join(clean(line) for line in failure.message.splitlines())
+    traceback = _traceback(failure)
+    rank = f" on rank {failure.rank}" if traceback and failure.rank is not None else ""
+    return "\n".join([f"{failure.kind}{rank}: {message}", *traceback])
+
+
+def _traceback(failure: Failure) -> list[str]:
+    """Of the first failing rank, line by line; nothing where the message says what to do."""
+    if failure.kind in (*USER_MISTAKES, FailureKind.INFRASTRUCTURE, FailureKind.SHM_FULL):
+        return []
+    return [textwrap.indent(clean(line), _indent(line)) for line in failure.traceback.splitlines()]
+
+
+def _indent(line: str) -> str:
+    return " " * (len(line) - len(line.lstrip()))
+
+
+def replay_command(again: str, trial: int, fold: int) -> str:
+    """What trains a recorded fold once more; `again` are the options that lead to its study."""
+    return as_typed(f"hpo replay {again} --trial {trial} --fold {fold}")
+
+
+def as_typed(command: str) -> str:
+    """`command` as the user's shell finds it: with the path of this ``hpo`` where that is not on it."""
+    is_found = not command.startswith("hpo ") or shutil.which("hpo") is not None
+    return command if is_found else shlex.quote(os.path.relpath(sys.argv[0])) + command.removeprefix("hpo")
 
 
 def _join(*parts: str) -> str:
@@ -143,8 +176,8 @@ class _Trial:
 class _Board:
     """What the events add up to, and the phrases that both consoles use."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    def __init__(self, clock: Clock, again: str) -> None:
+        self.clock, self._again = clock, again
         self.started = clock()
         self.sweep: events.SweepStarted | None = None
         self.metrics: tuple[str, ...] = ()
@@ -160,7 +193,7 @@ class _Board:
         """Most jobs that ran side by side."""
         self._deadline: float | None = None
         self._notices: set[str] = set()
-        self._mistakes: set[str] = set()
+        self._explained: set[str] = set()
 
     def hear(self, event: events.Event) -> None:
         match event:
@@ -228,14 +261,19 @@ class _Board:
         score = f"{_join(*self.named(values))} ({folds})" if values else ""
         return _join(f"trial {event.number}", event.state, score, event.reason)
 
-    def traceback(self, event: events.TrialFinished) -> str:
-        """Where the first failing rank met a mistake in the user's code, each once; empty for other failures."""
-        failure = event.failure
-        if failure is None or failure.kind is not FailureKind.USER_CODE or failure.message in self._mistakes:
-            return ""
-        self._mistakes.add(failure.message)
-        place = "it" if failure.rank is None else f"rank {failure.rank}"
-        return "".join(f"\n  {line}" for line in [f"{place} said:", *_cleaned_lines(failure.traceback)])
+    def explanation(self, event: events.TrialFinished) -> list[str]:
+        """Of a trial that failed in a fold: the traceback, unless one that failed alike had it, and how to see it fail
+        again."""
+        if event.failure is None or event.failed_fold is None:
+            return []
+        alike, traceback = re.sub(r"\d+", "", event.reason), _traceback(event.failure)
+        lines = [] if alike in self._explained else traceback
+        self._explained.add(alike)
+        if lines and event.failure.rank is not None:
+            lines = [f"on rank {event.failure.rank}:", *lines]
+        if self._again:
+            lines = [*lines, f"to see it fail again: {replay_command(self._again, event.number, event.failed_fold)}"]
+        return [f"  {line}" for line in lines]
 
     def named(self, metrics: Mapping[str, float]) -> list[str]:
         """``accuracy 0.8390``, for each objective."""
@@ -254,10 +292,10 @@ class _Board:
 
 
 class PlainConsole:
-    """At most one line an event, for log files and pipes."""
+    """At most one line an event, but for what failed; for log files and pipes."""
 
-    def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
-        self._stream, self._board = stream, _Board(clock)
+    def __init__(self, stream: TextIO, clock: Clock = time.monotonic, again: str = "") -> None:
+        self._stream, self._board = stream, _Board(clock, again)
 
     def __enter__(self) -> Self:
         return self
@@ -281,7 +319,8 @@ class PlainConsole:
             case events.JobFinished(label=events.JobLabel(trial=int())):
                 return self._fold_line(event)
             case events.TrialFinished():
-                return _join(self._board.verdict(event), self._board.standing()) + self._board.traceback(event)
+                verdict = _join(self._board.verdict(event), self._board.standing())
+                return "\n".join([verdict, *self._board.explanation(event)])
             case events.Notice():
                 return self._board.note(event)
         return ""
@@ -299,8 +338,8 @@ class PlainConsole:
 class LiveConsole:
     """A display at the bottom of the terminal; finished trials and notices scroll away above it."""
 
-    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
-        self._console, self._board = console, _Board(clock)
+    def __init__(self, console: Console, clock: Clock = time.monotonic, again: str = "") -> None:
+        self._console, self._board = console, _Board(clock, again)
         # Its thread draws four times a second. It leaves stdout alone: rich would send that to stderr, too.
         self._live = Live(console=console, get_renderable=self._view, redirect_stdout=False)
 
@@ -323,7 +362,8 @@ class LiveConsole:
                 is_best = trial in event.front or (value is not None and value == event.best_value)
                 style = "green" if is_best else {"FAIL": "red", "PRUNED": "dim"}.get(state, "")
                 params = self._board.trials[trial].params if trial in self._board.trials else ""
-                return Text(_join(self._board.verdict(event), params) + self._board.traceback(event), style)
+                verdict = _join(self._board.verdict(event), params)
+                return Text("\n".join([verdict, *self._board.explanation(event)]), style)
             case events.Notice():
                 return Text(self._board.note(event), "yellow")
         return None

@@ -66,6 +66,8 @@ class Folds:
         self.failure: Failure | None = None
         self.micro_batch: int | None = None
         """Of each rank of the job that ran out of memory, where a smaller one would give the same training."""
+        self.failed_fold: int | None = None
+        """The fold whose failure it is; None where the trial failed before its first one."""
         self.stopped = ""
         """Why the trial was stopped."""
 
@@ -187,7 +189,8 @@ class Folds:
     def finish(self, fold: int, result: TrialResult) -> None:
         """A fold has ended."""
         del self._running[fold]
-        self.failure = self.failure or result.failure or _unusable(self._criteria, result, self.split_id)
+        if failure := result.failure or _unusable(self._criteria, result, self.split_id):
+            self.fail(fold, failure)
         if self.failure:
             self.micro_batch = self.micro_batch or _micro_batch(self.config, result)
             return self._ask_to_stop()
@@ -199,6 +202,11 @@ class Folds:
             self.stopped = ""  # it was over before it heard of it
         elif result.status is JobStatus.STOPPED and fold not in self._parked and not self._is_at_rung(fold):
             self._stop(f"fold {fold} was asked to stop")
+
+    def fail(self, fold: int, failure: Failure) -> None:
+        """A fold has failed; the first failure is that of the trial."""
+        if self.failure is None:
+            self.failure, self.failed_fold = failure, fold
 
     def drop(self, fold: int) -> None:
         """A fold was called off."""

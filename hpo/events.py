@@ -113,14 +113,16 @@ class TrialFinished:
     fold_scores: tuple[Score | None, ...]
     """By fold; None for one that did not run to its end."""
     reason: str = ""
+    failure: Failure | None = None
+    """Of a trial that failed and is not tried again."""
+    failed_fold: int | None = None
+    """The fold whose failure it is; None where the trial failed before its first one."""
     num_finished: int | None = None
     """Finished trials of the study, whoever evaluated them; None when it is one more than before."""
     best_value: float | None = None
     """Best value of the study so far, this trial included; None with several objectives."""
     front: tuple[int, ...] = ()
     """With several objectives: the trials that no other dominates, this one included."""
-    failure: Failure | None = None
-    """Of a trial that failed for good."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hpo.background import Background
     from hpo.definition import StudyDefinition
     from hpo.events import Event, Listener
+    from hpo.ledger import LedgerStorage
     from hpo.price import Price
     from hpo.tracking import NoTracker
 
@@ -78,6 +79,29 @@ def open_any(
         return open_storage(url, create=False), definition.config.study, definition.root
     root = Path(base_job(environment=env, settings=settings or ()).output.root)
     return open_storage(storage or default_url(root), create=False), None, root
+
+
+def open_recorded(study: str, env: str | None, settings: list[str] | None, storage: str | None) -> Study:
+    """A study that exists, also where its file does not."""
+    from hpo.definition import has_file
+    from hpo.study import load_study
+
+    database, name, _ = open_any(study if has_file(study) else None, env, settings, storage)
+    return load_study(name or study, database)
+
+
+def place_for(
+    study: str, env: str | None, settings: list[str] | None, storage: str | None
+) -> tuple[LedgerStorage, Path]:
+    """The storage and the output folder that a study of this name has, or would have; they need not exist yet."""
+    from hpo.definition import base_job, has_file
+    from hpo.storage import default_url, open_storage
+
+    if has_file(study):
+        definition = define(study, env, settings or [])
+        return open_storage(storage_url(definition, storage)), definition.root
+    root = Path(base_job(environment=env, settings=settings or ()).output.root)
+    return open_storage(storage or default_url(root)), root
 
 
 def price(definition: StudyDefinition, storage: str | None) -> Price:

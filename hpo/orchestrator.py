@@ -182,9 +182,8 @@ class Sweep:
             return
         self._recover()
         for label, failure in self._watchdog.overdue(self._slots.waiting()).items():
-            if label.trial is not None:
-                folds = self._running[label.trial].folds
-                folds.failure = folds.failure or failure
+            if label.trial is not None and label.fold is not None:
+                self._running[label.trial].folds.fail(label.fold, failure)
                 self._call_off(label.trial)
 
     def _renew(self) -> None:

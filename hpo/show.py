@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shlex
-import shutil
 import sys
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo.budget import Left
-from hpo.console import clean, duration, number
+from hpo.console import duration, failure_text, number, replay_command
 from hpo.definition import StudyDefinition
 from hpo.devices import Placement
 from hpo.fold_statistics import Interval
@@ -25,11 +21,14 @@ from hpo.plan import Plan, as_yaml, gib
 from hpo.plan import name as row_name
 from hpo.preflight import Check
 from hpo.price import Price
+from hpo.printing import print_json as _print_json
+from hpo.printing import print_next as _print_next
+from hpo.printing import print_rows as _print_rows
+from hpo.printing import print_table as _print_table
 from hpo.reporting.summary import BestTrial, StudyStatus
 from hpo.selection import Choice
 from hpo.train_best import Trained
 from training.config import JobConfig, flatten
-from training.errors import Failure, FailureKind
 
 if TYPE_CHECKING:
     from hpo.reporting.publishing import Published
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 
 MAX_SHOWN = 15
 """Trials of a report on the terminal."""
-USER_MISTAKES = (FailureKind.CONFIG, FailureKind.DATA)
-"""Their message says what to do; a traceback would hide it."""
 
 
 def best(winner: BestTrial, *, as_json: bool, again: str, tracking: str | None = None, storage: str = "") -> None:
@@ -241,12 +238,12 @@ def _quoted(value: Path | str) -> str:
     return json.dumps(str(value), ensure_ascii=False)
 
 
-def status(statuses: list[StudyStatus], *, as_json: bool) -> None:
-    """A table of studies, and the running trials and failures of each."""
+def status(statuses: list[StudyStatus], *, as_json: bool, again: Callable[[str], str]) -> None:
+    """A table of studies, and the running trials and failures of each; `again` gives the options that lead to one."""
     if as_json:
         return _print_json([asdict(each) for each in statuses])
     for each in statuses:
-        _print_rows([*_progress(each), *_troubles(each)])
+        _print_rows([*_progress(each), *_troubles(each, again(each.study))])
     if not statuses:
         print("no studies yet")
         _print_next("hpo sweep --study bert_cv")
@@ -279,13 +276,15 @@ def _progress(status: StudyStatus) -> Iterator[tuple[str, Any]]:
         yield "left", ", ".join(_left(name, left) for name, left in status.left.items())
 
 
-def _troubles(status: StudyStatus) -> Iterator[tuple[str, Any]]:
+def _troubles(status: StudyStatus, again: str) -> Iterator[tuple[str, Any]]:
     if status.interrupted:
         yield "interrupted", f"{status.interrupted} (queued again, not counted)"
     for kind, count in status.failures.items():
         yield "failed", f"{count} x {kind}"
     if status.last_failure:
         yield "last failure", status.last_failure
+    if status.last_failed is not None:
+        yield "to see it again", replay_command(again, *status.last_failed)
 
 
 def _running(trial: dict[str, Any]) -> str:
@@ -433,56 +432,3 @@ def check_text(check: Check) -> str:
     if not check.num_built:
         return "\n".join(lines)
     return "\n".join([f"{len(check.failures)} of {total} sampled configurations cannot be built:", *lines])
-
-
-def failure_text(failure: Failure) -> str:
-    """A failure, safe to print; with the traceback of the first failing rank where that helps the user."""
-    message = "\n".join(clean(line) for line in failure.message.splitlines())
-    if failure.kind in (*USER_MISTAKES, FailureKind.INFRASTRUCTURE, FailureKind.SHM_FULL):
-        return f"{failure.kind}: {message}"
-    traceback = "\n".join(textwrap.indent(clean(line), _indent(line)) for line in failure.traceback.splitlines())
-    rank = "" if failure.rank is None else f" on rank {failure.rank}"
-    return f"{failure.kind}{rank}: {message}" + (f"\n{traceback}" if traceback else "")
-
-
-def _indent(line: str) -> str:
-    return " " * (len(line) - len(line.lstrip()))
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """`value` with NaN and infinities as null, which JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    rows = [tuple(map(clean, row)) for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _print_rows(rows: list[tuple[str, Any]]) -> None:
-    width = max(len(name) for name, _ in rows)
-    print()
-    for name, value in rows:
-        print(f"{name:<{width}}  {clean(str(value))}")
-
-
-def _print_next(*commands: str, label: str = "next") -> None:
-    print(f"\n{label}:")
-    for command in commands:
-        print(f"  {as_typed(command)}")
-
-
-def as_typed(command: str) -> str:
-    """`command` as the user's shell finds it: with the path of this ``hpo`` where that is not on it."""
-    is_found = not command.startswith("hpo ") or shutil.which("hpo") is not None
-    return command if is_found else shlex.quote(os.path.relpath(sys.argv[0])) + command.removeprefix("hpo")

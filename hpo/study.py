@@ -218,6 +218,16 @@ def folds_before(study: optuna.Study, trial: optuna.Trial) -> dict[int, FoldRow]
     return found
 
 
+def fold_dir(study: optuna.Study, number: int, fold: int) -> RunDir:
+    """Of a fold of a trial, wherever the trials that went on with it have moved it; it may be gone."""
+    path = folder_of(study) / folder_name(number) / f"fold_{fold}"
+    if not path.is_dir():
+        successors = {before: after for after, before in tally_of(study).attributes(SUCCEEDS)}
+        if number in successors:
+            return fold_dir(study, successors[number], fold)
+    return RunDir(path)
+
+
 def identity_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """A line for each incompatible change; wider or narrower ranges and added or removed parameters are compatible."""
     lines = [*_objective_differences(stored, wanted)]
@@ -418,17 +428,17 @@ def best_value(study: optuna.Study) -> float | None:
 def interrupt(study: optuna.Study, number: int, **attributes: Any) -> bool:
     """End a trial that was cut short, and queue another that goes on with it, at once. False for one already told."""
     trial = _trial(study, number)
-    return ledger_of(study).hand_over(trial._trial_id, _successor(trial, **attributes))
+    return ledger_of(study).hand_over(trial._trial_id, successor_of(trial, **attributes))
 
 
 def revive(study: optuna.Study, number: int, **attributes: Any) -> bool:
     """Queue another trial that goes on with a stopped one, unless another process has. Returns whether it did."""
     trial = _trial(study, number)
-    successor = _successor(trial, **{REVIVES: number, RETRIES: 0, **attributes})
+    successor = successor_of(trial, **{REVIVES: number, RETRIES: 0, **attributes})
     return successor is not None and ledger_of(study).succeed(trial._trial_id, successor)
 
 
-def _successor(trial: FrozenTrial, **attributes: Any) -> FrozenTrial | None:
+def successor_of(trial: FrozenTrial, **attributes: Any) -> FrozenTrial | None:
     """A trial that goes on with `trial`; None for one that was cut short while it was sampled and was not queued."""
     params = trial.user_attrs.get(SAMPLED, trial.system_attrs.get("fixed_params"))
     if params is None:
@@ -478,7 +488,7 @@ def recover(
                 is_ours = ledger.hand_over(held.trial_id, None, seen=held, attributes={FAILURE: asdict(failure)})
                 reason = f"{failure.kind}: {failure.message}"
             else:
-                is_ours = ledger.hand_over(held.trial_id, _successor(trial, **{LOSSES: losses}), seen=held)
+                is_ours = ledger.hand_over(held.trial_id, successor_of(trial, **{LOSSES: losses}), seen=held)
                 reason = "its process ended; queued again"
             if is_ours:
                 recovered[held.number] = reason

@@ -270,7 +270,7 @@ class Trials:
     def _tell_failure(
         self, trial: optuna.Trial, failure: Failure, folds: Folds, verdict: Verdict | None = None
     ) -> None:
-        trial.set_user_attr(FAILURE, asdict(failure))
+        trial.set_user_attr(FAILURE, {**asdict(failure), "fold": folds.failed_fold})
         added = f"; {verdict.reason}" if verdict and verdict.reason else ""
         reason, state = f"{failure.kind}: {failure.message}{added}", TrialState.FAIL
         if verdict is not None and verdict.action is Action.INFEASIBLE:
@@ -282,7 +282,8 @@ class Trials:
             self._study._storage.set_trial_state_values(trial._trial_id, OptunaState.PRUNED)
         else:
             self._study.tell(trial, state=OptunaState.FAIL)
-        self.finished(trial.number, state, folds.scores, reason=reason, failure=failure)
+        details = {"reason": reason, "failure": failure, "failed_fold": folds.failed_fold}
+        self.finished(trial.number, state, folds.scores, **details)
 
     def _tell_stop(self, running: Running, reason: str) -> None:
         trial, folds = running.trial, running.folds

@@ -75,7 +75,7 @@ def _why(held: Held) -> str:
 
 
 def _recovered(study: optuna.Study) -> str:
-    numbers = recover(study)
+    numbers = [*recover(study)]
     return f"{listed(numbers, 'trial')} queued again; a sweep goes on with them" if numbers else "others were faster"
 
 

@@ -114,6 +114,8 @@ class StudyStatus:
     """Failed trials by kind of failure."""
     last_failure: str | None
     """What the latest of them said."""
+    last_failed: tuple[int, int] | None
+    """Its trial and fold, where it failed in one."""
     device_hours: float
     """What all jobs that have ended took, failed and stopped ones too."""
     left: dict[str, Left]
@@ -125,7 +127,8 @@ def describe_status(study: optuna.Study) -> StudyStatus:
     tally = tally_of(study)
     states, interrupted = tally.states(), tally.interrupted()
     best = best_trial(study) if tally.best_value() is not None else None
-    failures = [failure for number, failure in tally.attributes(FAILURE) if number not in interrupted]
+    failed = {number: found for number, found in tally.attributes(FAILURE) if number not in interrupted}
+    failures, last = [*failed.values()], max(failed, default=None)
     return StudyStatus(
         study=study.study_name,
         trials={state.name: states[state] for state in TrialState},
@@ -137,9 +140,15 @@ def describe_status(study: optuna.Study) -> StudyStatus:
         running=[_running(study, study._storage.get_trial(trial_id)) for trial_id in tally.running()],
         failures=dict(Counter(failure["kind"] for failure in failures)),
         last_failure=failures[-1]["message"] if failures else None,
+        last_failed=_failed_in(last, failed[last]) if last is not None else None,
         device_hours=tally.device_seconds() / HOUR_S,
         left=_left(study),
     )
+
+
+def _failed_in(number: int, failure: dict[str, Any]) -> tuple[int, int] | None:
+    fold = failure.get("fold")  # studies of a version before this one do not say
+    return None if fold is None else (number, fold)
 
 
 def _left(study: optuna.Study) -> dict[str, Left]:

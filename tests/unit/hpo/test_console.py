@@ -14,7 +14,7 @@ from typing import TextIO
 import pytest
 from rich.console import Console
 
-from hpo.console import LiveConsole, PlainConsole, clean, duration, number, open_console, parameters
+from hpo.console import LiveConsole, PlainConsole, as_typed, clean, duration, number, open_console, parameters
 from hpo.events import (
     Event,
     JobFinished,
@@ -272,6 +272,32 @@ def test_plain_shows_every_objective_and_the_size_of_the_front() -> None:
     assert lines[1:] == [
         "trial 4  fold 0 of 2  accuracy 0.8000  loss 0.5000  4.1 s",
         "trial 4  COMPLETE  accuracy 0.8000  loss 0.5000 (2 folds)  front of 2  1/3 trials",
+    ]
+
+
+def failed(number: int, fold: int | None, message: str = "ValueError: no") -> TrialFinished:
+    failure = Failure(kind=FailureKind.USER_CODE, message=message, rank=1, traceback="Traceback:\n  own.py\x1b[0m, 3")
+    told = tell(number, None, state=TrialState.FAIL, reason=f"user_code: {message}")
+    return replace(told, failure=failure, failed_fold=fold)
+
+
+def test_a_failed_trial_has_the_traceback_of_its_rank_and_the_command_that_repeats_it() -> None:
+    stream = io.StringIO()
+    console = PlainConsole(stream, again="--study bert_cv")
+    for event in (sweep(), failed(0, 2, "loss 1"), failed(1, 0, "loss 2"), failed(2, None)):
+        console(event)
+    first, second, third = (f"trial {number}  FAIL  user_code: " for number in range(3))
+    command = "to see it fail again: hpo replay --study bert_cv"
+    lines = stream.getvalue().replace(as_typed("hpo "), "hpo ").splitlines()
+    assert lines == [
+        f"{first}loss 1  1/3 trials",
+        "  on rank 1:",
+        "  Traceback:",
+        "    own.py, 3",
+        f"  {command} --trial 0 --fold 2",
+        f"{second}loss 2  2/3 trials",  # alike: its traceback is above
+        f"  {command} --trial 1 --fold 0",
+        f"{third}ValueError: no  3/3 trials",  # before any fold
     ]
 
 

@@ -146,7 +146,7 @@ def test_the_first_failure_is_that_of_the_trial(tmp_path: Path) -> None:
     start_all(folds)
     folds.finish(1, failed())
     folds.finish(0, result(None, JobStatus.FAILED, failure=Failure(kind=FailureKind.SIGNAL, message="killed")))
-    assert folds.failure == BROKEN
+    assert (folds.failure, folds.failed_fold) == (BROKEN, 1)
 
 
 def test_a_failure_after_a_stop_is_still_a_failure(tmp_path: Path) -> None:

@@ -243,12 +243,12 @@ def test_the_status_says_how_many_trials_violate_a_constraint(
     storage: LedgerStorage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = told_study(storage, tmp_path, flat(0.5, 1.0), flat(0.9, 2.0, violation=1.0), flat(0.8, 3.0, violation=2.0))
-    show.status([describe_status(study)], as_json=False)
+    show.status([describe_status(study)], as_json=False, again=str)
     assert "infeasible  2 violate a constraint, by the folds that they ran\n" in capsys.readouterr().out
 
 
 def test_one_trial_is_no_trials(storage: LedgerStorage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    show.status([describe_status(told_study(storage, tmp_path, flat(0.5, 1.0)))], as_json=False)
+    show.status([describe_status(told_study(storage, tmp_path, flat(0.5, 1.0)))], as_json=False, again=str)
     assert "1 trial that no other dominates: 0\n" in capsys.readouterr().out
 
 

@@ -39,8 +39,8 @@ def complete(*scores: float) -> optuna.trial.FrozenTrial:
     return create_trial(value=mean(scores), user_attrs={FOLD_SCORES: list(scores)})
 
 
-def failed(kind: str | None = None, **attrs: object) -> optuna.trial.FrozenTrial:
-    failure = {FAILURE: {"kind": kind, "message": f"told at {kind}"}} if kind else {}
+def failed(kind: str | None = None, *, fold: int | None = None, **attrs: object) -> optuna.trial.FrozenTrial:
+    failure = {FAILURE: {"kind": kind, "message": f"told at {kind}", "fold": fold}} if kind else {}
     return create_trial(state=TrialState.FAIL, user_attrs={**failure, **attrs})
 
 
@@ -119,7 +119,7 @@ def test_trials_are_counted_by_state_and_interrupted_ones_apart() -> None:
         create_trial(state=TrialState.PRUNED),
         failed("oom"),
         failed("oom"),
-        failed("data"),
+        failed("data", fold=3),
         failed(**{INTERRUPTED: True}),
         failed("signal", **{INTERRUPTED: True}),
     )
@@ -134,7 +134,7 @@ def test_trials_are_counted_by_state_and_interrupted_ones_apart() -> None:
     assert status.interrupted == 2
     assert (status.best_trial, status.best_value) == (1, 0.75)
     assert status.failures == {"oom": 2, "data": 1}
-    assert status.last_failure == "told at data"
+    assert (status.last_failure, status.last_failed) == ("told at data", (5, 3))
     assert status.running == [{"number": 8, "params": {"x": 0.5}, "reports": 2, "folds": {}}]
     assert (status.device_hours, status.left) == (0.0, {})
 
