@@ -22,7 +22,7 @@ from hpo.devices import Hardware, Placement, detect_hardware, place
 from hpo.errors import DiskFullError
 from hpo.launchers import launch_check
 from hpo.resources import devices_per_job
-from hpo.study import sampled
+from hpo.sampling import sampled
 from training.config import DistributedConfig, JobConfig, Layer, merge, problems_of
 from training.errors import ConfigError, Failure, FailureKind, Problem
 from training.run_dir import RunDir

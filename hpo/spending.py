@@ -19,7 +19,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from hpo.budget import Budget, Spent, is_improvement, trials_without_improvement
 from hpo.definition import StudyDefinition
 from hpo.events import JobFinished, JobLabel, JobProgress
-from hpo.study import SPLIT_ID, grid_size, places_taken
+from hpo.sampling import grid_size
+from hpo.study import SPLIT_ID, places_taken
 from hpo.tally import DEVICE_SECONDS, FOLD_SCORES, SAMPLED, Tally, tally_of
 from training.run_dir import Event
 

@@ -16,8 +16,9 @@ from optuna.trial import TrialState
 from sqlalchemy import insert, select
 
 from hpo.definition import StudyDefinition
+from hpo.sampling import sampled
 from hpo.search_space import distribution
-from hpo.study import SPLIT_ID, sampled
+from hpo.study import SPLIT_ID
 from hpo.study_config import StudyConfig
 from hpo.tally import FOLD_SCORES, SAMPLED
 from training.config import JobConfig, Layer

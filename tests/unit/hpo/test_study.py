@@ -25,6 +25,7 @@ from optuna.trial import TrialState, create_trial
 from hpo.definition import StudyDefinition
 from hpo.errors import NoBestTrialError, StudyChangedError, StudyNotFoundError
 from hpo.ledger import Holder, LedgerStorage, ledger_of, this_host, this_process
+from hpo.sampling import grid_size, sampled
 from hpo.storage import open_storage
 from hpo.study import (
     FAILURE,
@@ -34,7 +35,6 @@ from hpo.study import (
     best_value,
     finished_trials,
     folder_of,
-    grid_size,
     identity_differences,
     inherit_folds,
     interrupt,
@@ -45,7 +45,6 @@ from hpo.study import (
     recover,
     revive,
     running_here,
-    sampled,
     take_place,
     trial_folder,
     withdraw,
