@@ -71,7 +71,7 @@ class Patience:
                     self.say(f"the study's database is back after {time.monotonic() - began:.0f} s")
                 return value
             is_again = True
-            time.sleep(wait * random.uniform(2 / 3, 4 / 3))
+            time.sleep(wait * random.uniform(2 / 3, 4 / 3))  # nosec B311 - no secret
             wait = min(2 * wait, LONGEST_WAIT_S)
 
 

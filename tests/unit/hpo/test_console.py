@@ -315,23 +315,6 @@ def test_plain_failure_says_why_and_keeps_the_best() -> None:
     ]
 
 
-def test_a_mistake_of_the_user_is_shown_with_the_traceback_of_its_rank_and_once() -> None:
-    traceback = 'Traceback:\n  File "own.py", line 3\n    \x1b[31mraise\nValueError: no\n'
-    mistake = Failure(kind=FailureKind.USER_CODE, message="ValueError: no", rank=1, traceback=traceback)
-    killed = Failure(kind=FailureKind.SIGNAL, message="a rank was killed", traceback=traceback)
-    shown = plain(*(replace(tell(1, None, state=TrialState.FAIL), failure=each) for each in (killed, mistake, mistake)))
-    assert shown == [
-        "trial 1  FAIL",
-        "trial 1  FAIL",
-        "  rank 1 said:",
-        "  Traceback:",
-        '    File "own.py", line 3',
-        "      raise",
-        "  ValueError: no",
-        "trial 1  FAIL",
-    ]
-
-
 def test_plain_pruned_trial_shows_the_fold_that_stopped() -> None:
     lines = plain(
         sweep(),

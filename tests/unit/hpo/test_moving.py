@@ -64,7 +64,7 @@ def write_fold(study: optuna.Study, trial: int, fold: int, *, epoch: int = 0, is
     (run_dir.predictions / "labels.npy").write_bytes(bytes(range(256)))
     if epoch:
         run_dir.checkpoints.mkdir()
-        run_dir.checkpoint(epoch).write_bytes(b"weights of " + str(epoch).encode())
+        run_dir.checkpoint(epoch, "00000000").write_bytes(b"weights of " + str(epoch).encode())
     if is_over:
         run_dir.write_result(SCORED)
     return run_dir
@@ -75,7 +75,8 @@ def study_in(storage: LedgerStorage, root: Path) -> optuna.Study:
     study = optuna.create_study(study_name="demo", storage=storage, direction="maximize")
     study.set_user_attr(FOLDER, str(root / "demo"))
     study.set_user_attr(UID, "one")
-    study.set_user_attr(IDENTITY, {"objective": {"metric": "accuracy", "direction": "maximize"}, "config": {}})
+    objective = {"metric": "accuracy", "direction": "maximize"}
+    study.set_user_attr(IDENTITY, {"objective": objective, "search_space": {}, "config": {}, "max_epochs": 2})
     definition = {"study": {"study": "demo"}, "job": {"output": {"root": str(root)}}, "settings": {}}
     study.set_user_attr(DEFINITION, definition)
     told = {"params": PARAMS, "distributions": SPACE, "intermediate_values": {1: math.nan, 2: math.inf, 7: 0.1 + 0.2}}
@@ -210,7 +211,9 @@ def test_run_directories_arrive_with_the_checkpoints_that_may_be_needed_and_no_o
     found = bring(origin.file, second, tmp_path / "second")
     files = everything_in(found.folder)
     checkpoints = {name for name in files if "checkpoints" in name}
-    assert checkpoints == {f"trial_{name}/checkpoints/epoch_{epoch:04d}.pt" for name, epoch in GOING_ON.items()}
+    assert checkpoints == {
+        f"trial_{name}/checkpoints/epoch_{epoch:04d}-00000000.pt" for name, epoch in GOING_ON.items()
+    }
     assert {name.rpartition("/")[2] for name in files.keys() - checkpoints} == {
         "config.yaml",
         "metrics.jsonl",
@@ -341,7 +344,7 @@ def test_a_fold_that_moves_while_it_is_opened_is_opened_where_it_went(
     monkeypatch.setattr(run_dirs, "_open_records", move_first)
     with run_dirs.open_fold(study, 3, 1, fold_dir(study, 3, 1), has_checkpoint=True) as found:
         assert found is not None
-        assert (found.trial, [*found.checkpoint]) == (5, ["checkpoints/epoch_0001.pt"])
+        assert (found.trial, [*found.checkpoint]) == (5, ["checkpoints/epoch_0001-00000000.pt"])
 
 
 # Damage and malice

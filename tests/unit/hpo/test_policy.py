@@ -38,6 +38,8 @@ def test_every_kind_of_failure_has_a_policy() -> None:
         "hang": "retry",
         "timeout": "fail",
         "preemption": "retry",
+        "disk_full": "stop",
+        "shm_full": "fail",
     }
 
 
