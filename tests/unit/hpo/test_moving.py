@@ -77,7 +77,8 @@ def study_in(storage: LedgerStorage, root: Path) -> optuna.Study:
     study.set_user_attr(UID, "one")
     objective = {"metric": "accuracy", "direction": "maximize"}
     study.set_user_attr(IDENTITY, {"objective": objective, "search_space": {}, "config": {}, "max_epochs": 2})
-    definition = {"study": {"study": "demo"}, "job": {"output": {"root": str(root)}}, "settings": {}}
+    definition = {"study": {"study": "demo"}, "job": {"output": {"root": str(root)}}, "environment": "local"}
+    definition["settings"] = {}
     study.set_user_attr(DEFINITION, definition)
     told = {"params": PARAMS, "distributions": SPACE, "intermediate_values": {1: math.nan, 2: math.inf, 7: 0.1 + 0.2}}
     attributes: dict[str, Any] = {SAMPLED: PARAMS, FOLD_SCORES: [0.5, 1.0]}
