@@ -1,0 +1,60 @@
+"""Faults injected into real sweeps, in short; scripts/chaos has the long form."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.nemesis import Nemesis
+from tests.chaos.network import HERE, NoNetworkError, network
+from tests.chaos.sweeps import NUM_FOLDS, Setting, cut_off, side_by_side, storm
+from tests.postgres import PostgresMissingError, running_server
+
+FAULTS = 5
+"""One of each kind."""
+
+
+def test_a_sweep_that_is_killed_again_and_again_comes_to_what_it_would_have(tmp_path: Path) -> None:
+    undisturbed = Setting(folder=tmp_path / "undisturbed", trials=2)
+    undisturbed.run()
+    setting = replace(undisturbed, folder=tmp_path / "killed")
+    found = storm(setting, Nemesis(setting.run_dirs, seed=1), num_faults=FAULTS, mean_s=0.5)
+    assert sum(found.hits.values()) == FAULTS and not found.survivors
+    history = setting.history()
+    assert history.violations(num_trials=2, num_folds=NUM_FOLDS) == []
+    assert history.scores() == undisturbed.history().scores()
+    history.close()
+
+
+def test_a_database_that_restarts_under_a_sweep_and_a_worker_is_only_a_pause(tmp_path: Path) -> None:
+    try:
+        with running_server() as server:
+            setting = Setting(folder=tmp_path, trials=4, num_ranks=1, storage=server.url)
+
+            def restart(_: int) -> None:
+                time.sleep(1.0)
+                server.stop()
+                time.sleep(1.0)
+                server.start()
+
+            assert side_by_side(setting, workers=1, disturb=restart, num_faults=3) == [0, 0]
+            history = setting.history()
+            assert history.violations(num_trials=4, num_folds=NUM_FOLDS) == []
+            history.close()
+    except PostgresMissingError as missing:
+        pytest.skip(str(missing))
+
+
+def test_a_worker_that_was_cut_off_from_the_database_loses_its_trial_and_doubles_nothing(tmp_path: Path) -> None:
+    try:
+        with network() as cable, running_server(HERE) as server:
+            setting = Setting(folder=tmp_path, trials=3, num_ranks=1, epochs=60, storage=server.url)
+            assert cut_off(setting, cable) == []
+            history = setting.history()
+            assert history.violations(num_trials=3, num_folds=NUM_FOLDS) == []
+            history.close()
+    except (NoNetworkError, PostgresMissingError) as missing:
+        pytest.skip(str(missing))
