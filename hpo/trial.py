@@ -183,7 +183,7 @@ def _attempt(order: _Order, placement: Placement) -> TrialResult:
         exit_status = _follow(order, placement)
         outcome = run_dir.load_result()  # a written result counts, however the processes ended afterwards
         failure = None if outcome else _failure(run_dir, placement, exit_status)
-        failure = _seen_from_outside(failure, run_dir, killed, is_over=outcome is not None and not outcome.stopped)
+        failure = _seen_from_outside(failure, run_dir, killed, was_stopped=outcome is not None and outcome.stopped)
     except TrainingError as error:  # a batch that cannot be shared; a record that a full disk cut off
         failure = Failure(kind=error.kind, message=str(error))
         run_dir.write_error(failure)
@@ -300,10 +300,10 @@ def _unexplained(run_dir: RunDir, placement: Placement, exit_status: int) -> Fai
 
 
 def _seen_from_outside(
-    failure: Failure | None, run_dir: RunDir, killed: int | None, *, is_over: bool
+    failure: Failure | None, run_dir: RunDir, killed: int | None, *, was_stopped: bool
 ) -> Failure | None:
     """What became of a job that only looks as if it had failed by itself, or had been asked by us to stop."""
-    if run_dir.is_preempted() and not is_over:
+    if run_dir.is_preempted() and was_stopped:
         return Failure(kind=FailureKind.PREEMPTION, message="a rank was told to leave by SIGTERM, SIGUSR1 or SIGUSR2")
     if failure is None or killed is None or failure.kind not in (FailureKind.SIGNAL, FailureKind.INFRASTRUCTURE):
         return failure

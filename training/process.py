@@ -57,20 +57,36 @@ def rename(command: str, *, job_id: str | None = None) -> None:
 
 
 def leave_on_notice(run_dir: RunDir) -> None:
-    """From now on a notice to this rank asks the whole job in `run_dir` to stop and to leave its checkpoints."""
+    """From now on a notice to this rank asks the whole job in `run_dir` to stop and to leave its checkpoints.
+
+    Where another rank has failed, it is the agent that ends the others so, and they end.
+    """
     rank = os.getpid()
 
     def hear(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == rank:
+        if os.getpid() == rank and not (run_dir.error.exists() or _lacks_a_peer()):
             with contextlib.suppress(OSError):  # a full disk, or another process has the run directory now
                 run_dir.preempt()
-        else:  # a process that the user's code forked
+        else:  # or a process that the user's code forked
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
     for number in NOTICES:
         signal.signal(number, hear)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
+
+
+def _lacks_a_peer() -> bool:
+    """Whether a rank of this machine has ended."""
+    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if num_ranks == 1:
+        return False
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        ranks = psutil.Process(os.getppid()).children()
+        return sum(each.status() != psutil.STATUS_ZOMBIE for each in ranks) < num_ranks
+    return True
 
 
 def ignore_user_signals() -> None:

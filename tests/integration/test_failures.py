@@ -86,7 +86,7 @@ def test_a_failure_may_stop_the_sweep_and_a_mistake_is_shown_where_the_rank_made
     furnish(workplace, "raise LookupError('not here')", "on_failure: {user_code: stop}")
     said = run_hpo("sweep", "--study", "digits", "--trials", "5", *OWN, status=1).stderr
     assert len(trials()) == 1
-    assert "\n  rank 0 said:\n  Traceback (most recent call last):\n" in said
+    assert "\n  on rank 0:\n  Traceback (most recent call last):\n" in said
     assert re.search(r'\n    File ".*own.py", line \d+, in before\n', said), said
     assert "recovery.on_failure.user_code is stop, so the sweep ended" in said
 
