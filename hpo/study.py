@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from optuna.distributions import check_distribution_compatibility
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -52,8 +52,8 @@ OWNER, FAILURE, SPLIT_ID, REASON = "hpo:owner", "hpo:failure", "hpo:split_id", "
 was scored on, why it was stopped. Others are in hpo/tally.py."""
 INHERITED = (REVIVES, RUNG, AUDIT, RETRIES, LOSSES, MICRO_BATCH, NOT_BEFORE)
 """By a trial that goes on with another one."""
-LOCK_POLL_S = 0.01
-"""How often a sweep looks whether another one beside it has done asking."""
+LOCK_WAIT_S, LOCK_POLL_S = 10.0, 0.01
+"""How long a sweep waits until another one beside it has done asking, and how often it looks."""
 
 
 def open_study(definition: StudyDefinition, storage: optuna.storages.BaseStorage) -> optuna.Study:
@@ -277,9 +277,16 @@ def take_place(
     return None
 
 
-def _one_at_a_time(study: optuna.Study) -> FileLock:
-    """Held by a process that asks for a trial."""
-    return FileLock(folder_of(study) / ".ask.lock", poll_interval=LOCK_POLL_S)
+@contextlib.contextmanager
+def _one_at_a_time(study: optuna.Study) -> Iterator[None]:
+    """Held by a process that asks for a trial, so that the next one knows of it; not waited for without end."""
+    lock = FileLock(folder_of(study) / ".ask.lock", poll_interval=LOCK_POLL_S)
+    with contextlib.suppress(Timeout):  # of a process that was stopped, or is cut off from the database
+        lock.acquire(timeout=LOCK_WAIT_S)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def ask(study: optuna.Study, definition: StudyDefinition) -> tuple[optuna.Trial, dict[str, Any]]:
