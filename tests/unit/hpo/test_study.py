@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -447,6 +448,27 @@ def test_a_stopped_trial_is_taken_up_in_its_own_place(storage: RDBStorage) -> No
     assert (places_taken(study), num_finished(study)) == (1, 1)
     assert not revive(study, 0)
     assert take_place(study, definition, 1) is None
+
+
+def test_a_process_that_was_stopped_while_it_asked_holds_up_nobody_for_long(
+    storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    definition = define()
+    study = open_study(definition, storage)
+    monkeypatch.setattr("hpo.study.LOCK_WAIT_S", 0.1)
+    holds = f"import filelock; filelock.FileLock({str(folder_of(study) / '.ask.lock')!r}).acquire(); print('holds')"
+    stopped = subprocess.Popen(
+        [sys.executable, "-c", f"{holds}; input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )
+    try:
+        assert stopped.stdout is not None and stopped.stdout.read(5) == b"holds"
+        stopped.send_signal(signal.SIGSTOP)
+        taken = take_place(study, definition, 2)
+        assert taken is not None and taken[0].number == 0
+    finally:
+        stopped.kill()
+        stopped.communicate()
+    assert take_place(study, definition, 2) is not None
 
 
 def test_a_trial_cut_short_while_it_took_up_another_keeps_its_place(storage: RDBStorage) -> None:
