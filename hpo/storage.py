@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import sqlalchemy
@@ -22,15 +23,17 @@ from hpo.soundness import first_damage
 from training.full_disk import describe, explain, is_disk_error
 
 SQLITE_WAIT_S = 60
-PATIENT_NETWORK = {
-    "connect_timeout": 10,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 20_000,
-}
+LOST_PEER = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 """libpq's words for when a server is given up that does not answer, in seconds, the last in ms: the kernel's quarter of
 an hour would be longer than a lease."""
+LOST_CLIENT = {
+    "idle_in_transaction_session_timeout": "30s",
+    "tcp_keepalives_idle": 10,
+    "tcp_keepalives_interval": 5,
+    "tcp_keepalives_count": 3,
+    "tcp_user_timeout": "20s",
+}
+"""PostgreSQL's, for when it gives one of us up that was cut off in the middle of a transaction, with all its locks."""
 CREATION_TRIES = 8
 """Processes that create the tables at the same time get in each other's way; the next try finds them there."""
 COLLISION = re.compile("already exists|unique|locked", re.IGNORECASE)
@@ -54,15 +57,22 @@ def open_storage(url: str, *, create: bool = True) -> LedgerStorage:
     try:
         if parsed.get_backend_name() == "sqlite":
             return _open_sqlite(parsed, create=create)
-        options = {"connect_args": PATIENT_NETWORK} if parsed.get_driver_name() in ("psycopg", "psycopg2") else {}
-        return _created(
-            lambda: LedgerStorage(url, {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4, **options})
-        )
+        options = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4, "connect_args": _connect_args(parsed)}
+        return _created(lambda: LedgerStorage(url, options))
     except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
         if parsed.get_backend_name() == "sqlite" and (trouble := _disk_trouble(error, parsed)):
             raise DiskFullError(trouble) from error
         reason = masked(str(getattr(error, "orig", None) or error)).splitlines()[0]
         raise StorageError(f"the storage {masked(url)} cannot be opened: {reason}") from error
+
+
+def _connect_args(url: sqlalchemy.URL) -> dict[str, Any]:
+    if url.get_driver_name() not in ("psycopg", "psycopg2"):
+        return {}
+    given = url.query.get("options", "")
+    settings = [f"-c {name}={value}" for name, value in LOST_CLIENT.items()]
+    options = " ".join([*settings, *([given] if isinstance(given, str) else given)]).strip()
+    return {"connect_timeout": 10, **LOST_PEER, "options": options}
 
 
 def _open_sqlite(url: sqlalchemy.URL, *, create: bool) -> LedgerStorage:

@@ -141,3 +141,16 @@ def test_a_wrong_password_and_a_full_disk_are_not_waited_for(server: PostgresSer
         storage.patience.lasts_s = 60.0
         storage.patience(lambda: storage.engine.connect().exec_driver_sql("SELECT * FROM nowhere"))
     assert not is_passing(refused.value)
+
+
+def test_a_client_that_is_cut_off_in_a_transaction_does_not_keep_its_locks(server: PostgresServer) -> None:
+    with opened(f"{server.url}?options=-c%20statement_timeout%3D7s") as storage, storage.engine.connect() as connection:
+        shown = {
+            name: connection.exec_driver_sql(f"SHOW {name}").scalar()
+            for name in ("idle_in_transaction_session_timeout", "tcp_keepalives_idle", "statement_timeout")
+        }
+    assert shown == {
+        "idle_in_transaction_session_timeout": "30s",
+        "tcp_keepalives_idle": "10",
+        "statement_timeout": "7s",
+    }, "what the user asks for stays"
