@@ -154,11 +154,13 @@ def worker(
     from hpo.definition import has_file, joined_definition
     from hpo.launchers import warm_up
     from hpo.orchestrator import Sweep
+    from hpo.patience import OUTAGE_S
     from hpo.reporting.summary import describe_status
     from hpo.study import definition_of, load_study
 
     here = study if has_file(study) else None
     database, name, _ = open_any(here, env, settings, storage)
+    database.patience.lasts_s = OUTAGE_S
     opened = load_study(name or study, database)
     definition = joined_definition(definition_of(opened), settings=launched_by(launcher, settings))
     warm_up(definition.job)

@@ -14,7 +14,6 @@ from hpo.errors import StorageError
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.storages import RDBStorage
 
     from hpo.background import Background
     from hpo.definition import StudyDefinition
@@ -68,7 +67,7 @@ def storage_url(definition: StudyDefinition, storage: str | None) -> str:
 
 def open_any(
     study: str | None, env: str | None, settings: list[str] | None, storage: str | None
-) -> tuple[RDBStorage, str | None, Path]:
+) -> tuple[LedgerStorage, str | None, Path]:
     """The storage, the study's name and the output folder, of a study or of the base configuration alone."""
     from hpo.definition import base_job
     from hpo.storage import default_url, open_storage

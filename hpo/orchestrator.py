@@ -32,6 +32,7 @@ from hpo.events import (
 )
 from hpo.ledger import ledger_of
 from hpo.past import opening
+from hpo.patience import OUTAGE_S
 from hpo.policy import FROM_OUTSIDE, Action, Delays, Policy, Verdict, hopeless
 from hpo.resources import Resources
 from hpo.slots import Slots
@@ -53,8 +54,8 @@ from training.errors import Failure, FailureKind
 
 ATTEND_S = 5.0
 """How often a sweep says that it lives, and looks whether others do."""
-OUTAGE_S, LAST_OUTAGE_S = 900.0, 5.0
-"""How long a sweep waits for a database that is away, while its jobs train on; and at its end."""
+LAST_OUTAGE_S = 5.0
+"""How long a sweep waits at its end for a database that is away."""
 BLAMELESS = (
     KeyboardInterrupt,
     OSError,
@@ -173,12 +174,12 @@ class Sweep:
 
     def _attend(self) -> None:
         """Now and then: hold our trials for longer, let go of those that others have, and queue what nobody holds."""
-        silent = self._clock() - self._last_look
-        if silent < ATTEND_S:
+        before = self._last_look
+        if self._clock() - before < ATTEND_S:
             return
-        self._last_look = self._clock()
         self._renew()
-        if silent > 2 * ATTEND_S:  # busy or suspended: what was told meanwhile is still to be heard
+        self._last_look = self._clock()
+        if self._last_look - before > 2 * ATTEND_S:  # busy, suspended or without a database: much is still to be heard
             return
         self._recover()
         for label, failure in self._watchdog.overdue(self._slots.waiting()).items():

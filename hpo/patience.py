@@ -16,6 +16,8 @@ from hpo.masking import masked
 
 Value = TypeVar("Value")
 
+OUTAGE_S = 900.0
+"""How long a sweep waits for a database that is away, while its jobs train on."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 """Each wait is twice the one before, give or take a third, so that many workers do not come back all at once."""
 TOLD_AFTER_S = 5.0

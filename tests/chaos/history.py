@@ -40,6 +40,12 @@ class History:
         """Trials that came to their end."""
         return [trial for trial in self.trials if trial.state.is_finished() and INTERRUPTED not in trial.user_attrs]
 
+    def holders(self) -> set[int]:
+        """Ids of the processes that evaluate a trial."""
+        held = {each.holder.pid for each in self._storage.held(self.study._study_id)}
+        self.close()
+        return held
+
     def held_elsewhere(self) -> int | None:
         """Number of a trial that another machine evaluates, or processes that see as little of ours."""
         held = [each.number for each in self._storage.held(self.study._study_id) if each.holder.host != this_host()]

@@ -111,7 +111,7 @@ class Storm:
     """Processes that lived on after their orchestrator."""
 
 
-SHORT_LEASES = "import hpo.ledger, hpo.orchestrator; hpo.ledger.LEASE_S, hpo.orchestrator.ATTEND_S = 10.0, 1.0"
+SHORT_LEASES = "import hpo.ledger, hpo.orchestrator; hpo.ledger.LEASE_S, hpo.orchestrator.ATTEND_S = 6.0, 1.0"
 OWN_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 """As on a machine of its own: it sees no others'."""
 
@@ -155,6 +155,10 @@ def side_by_side(setting: Setting, *, workers: int, disturb: Callable[[int], Non
     while not list((setting.run_dirs).glob("trial_0000/fold_*")) and processes[0].poll() is None:
         time.sleep(0.1)
     processes += [setting.start("worker") for _ in range(workers)]
+    seen: set[int] = set()
+    while not {process.pid for process in processes if process.poll() is None} <= seen:
+        seen |= setting.history().holders()
+        time.sleep(0.1)
     for _ in range(num_faults):
         if all(process.poll() is not None for process in processes):
             break

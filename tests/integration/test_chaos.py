@@ -32,7 +32,7 @@ def test_a_sweep_that_is_killed_again_and_again_comes_to_what_it_would_have(tmp_
 def test_a_database_that_restarts_under_a_sweep_and_a_worker_is_only_a_pause(tmp_path: Path) -> None:
     try:
         with running_server() as server:
-            setting = Setting(folder=tmp_path, trials=4, num_ranks=1, storage=server.url)
+            setting = Setting(folder=tmp_path, trials=8, num_ranks=1, storage=server.url)
 
             def restart(_: int) -> None:
                 time.sleep(1.0)
@@ -42,7 +42,7 @@ def test_a_database_that_restarts_under_a_sweep_and_a_worker_is_only_a_pause(tmp
 
             assert side_by_side(setting, workers=1, disturb=restart, num_faults=3) == [0, 0]
             history = setting.history()
-            assert history.violations(num_trials=4, num_folds=NUM_FOLDS) == []
+            assert history.violations(num_trials=8, num_folds=NUM_FOLDS) == []
             history.close()
     except PostgresMissingError as missing:
         pytest.skip(str(missing))
@@ -51,10 +51,10 @@ def test_a_database_that_restarts_under_a_sweep_and_a_worker_is_only_a_pause(tmp
 def test_a_worker_that_was_cut_off_from_the_database_loses_its_trial_and_doubles_nothing(tmp_path: Path) -> None:
     try:
         with network() as cable, running_server(HERE) as server:
-            setting = Setting(folder=tmp_path, trials=3, num_ranks=1, epochs=60, storage=server.url)
+            setting = Setting(folder=tmp_path, trials=9, num_ranks=1, epochs=60, storage=server.url)
             assert cut_off(setting, cable) == []
             history = setting.history()
-            assert history.violations(num_trials=3, num_folds=NUM_FOLDS) == []
+            assert history.violations(num_trials=9, num_folds=NUM_FOLDS) == []
             history.close()
     except (NoNetworkError, PostgresMissingError) as missing:
         pytest.skip(str(missing))
