@@ -154,7 +154,7 @@ class Folds:
             self._reached[fold] = found.epoch
             if found.score is not None:
                 self._scores[fold], self.split_id = found.score, found.split_id
-            elif found.epoch < self._until:
+            elif found.epoch < self._until or self._until == self.config.training.epochs:  # or it lacks only its result
                 self.begun.add(fold)
                 continue
             self._to_start.remove(fold)

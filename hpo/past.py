@@ -38,7 +38,7 @@ from hpo.trial import JobStatus, TrialResult
 from training.errors import TrainingError
 from training.run_dir import RunDir
 
-NEWEST = 100
+NEWEST = 1000
 """Trials that are looked at, the newest first."""
 SETTLED_S = 600.0
 """How long ago a trial of another machine must have ended, whose process may yet say so itself."""

@@ -244,6 +244,8 @@ class Trials:
     def tell(self, running: Running, verdict: Verdict | None = None) -> None:
         """A trial is over: tell the study what came of it. The `verdict` is on its failure."""
         trial, folds = running.trial, running.folds
+        for fold in folds.ended:
+            folds.run_dir(fold).tidy()
         try:
             trial.set_user_attr(FOLD_SCORES, list(folds.scores))
             trial.set_user_attr(SPLIT_ID, folds.split_id)

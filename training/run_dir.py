@@ -191,8 +191,7 @@ class RunDir:
         """
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.logs.mkdir(exist_ok=True)
-        for half_written in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
-            _remove(half_written)
+        self.tidy()
         damaged = self._forget_damaged() if resume else []
         if resume:
             self.forget_after(self.last_epoch())
@@ -206,6 +205,11 @@ class RunDir:
         if is_last:
             self.write_next(None)
         write_atomically(self.config, dump_yaml(config.model_dump()).encode())
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed have left half written; none may be at work here."""
+        for half_written in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+            _remove(half_written)
 
     def checkpoint(self, epoch: int, checksum: str) -> Path:
         """The checkpoint after `epoch` finished epochs."""

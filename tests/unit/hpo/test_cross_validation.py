@@ -342,6 +342,14 @@ def test_folds_that_ended_count_and_one_with_a_checkpoint_goes_on_from_it(tmp_pa
     assert folds.is_over and folds.scores == (0.5, 0.6, 0.7)
 
 
+def test_a_fold_that_was_cut_short_after_its_last_epoch_is_not_paused_and_gets_its_result(tmp_path: Path) -> None:
+    leave(tmp_path, 0, 0.1, 0.5, ended=False, saved=2)
+    folds = going_on(tmp_path)
+    folds.take_over({})
+    assert (folds.num_left, folds.next_epochs) == (3, range(2, 2))
+    assert folds.start({}).resume and not folds.is_paused
+
+
 def test_a_trial_cut_short_when_all_its_folds_had_ended_is_over(tmp_path: Path) -> None:
     for fold, score in enumerate((0.5, -0.6, 0.7)):
         leave(tmp_path, fold, 0.1, score, ended=True)
