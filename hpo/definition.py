@@ -279,7 +279,7 @@ def _study_problems(config: StudyConfig, job: JobConfig, written: Layer, setting
     """What only the study and the job together can show."""
     yield from objective_problems(config, job, written)
     epochs = config.search_space.get("training.epochs")
-    if min([*(epochs.bounds or epochs.choice or ()), 1] if epochs else [job.training.epochs]) == 0:
+    if 0 in ((epochs.bounds or epochs.choice or ()) if epochs else (job.training.epochs,)):
         place = merge([written, settings]).place_of(("search_space", "training.epochs") if epochs else ("config",))
         yield Problem(
             place=place, message="training.epochs: a search trains for at least 1; 0 only scores, in hpo train"

@@ -70,9 +70,9 @@ def test_a_rank_that_was_killed_while_the_count_rose_ran_out_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Failure, now: int | None, kind: FailureKind
 ) -> None:
     monkeypatch.setattr(trial, "oom_kills", lambda: now)
-    seen = _seen_from_outside(failure, RunDir(tmp_path), 3, is_over=False)
+    seen = _seen_from_outside(failure, RunDir(tmp_path), 3, was_stopped=False)
     assert seen is not None and seen.kind is kind
     if kind is FailureKind.OOM:
         assert seen.message.startswith("the machine had no memory left and the kernel killed")
         assert seen.message.endswith(failure.message)
-    assert _seen_from_outside(None, RunDir(tmp_path), 3, is_over=True) is None
+    assert _seen_from_outside(None, RunDir(tmp_path), 3, was_stopped=False) is None

@@ -358,7 +358,9 @@ def test_what_is_read_is_what_another_parser_reads(text: str) -> None:
     except ConfigError:
         return
     if not layer.problems:
-        assert same(layer.values, yaml.load(text, Loader=yaml.CBaseLoader) or {})
+        theirs = yaml.load(text, Loader=yaml.CBaseLoader) or {}
+        is_empty = isinstance(theirs, str) and scalar(theirs) is None  # a file of nothing but null
+        assert same(layer.values, {} if is_empty else theirs)
 
 
 PLANE_0 = st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"])
