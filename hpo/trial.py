@@ -22,9 +22,9 @@ from hpo.launchers import LaunchCancelled, command_line
 from hpo.leases import LeaseCancelled
 from hpo.watch import Watch
 from training.config import JobConfig
-from training.errors import Failure, FailureKind, TrainingError
+from training.errors import RANK_KILLED, Failure, FailureKind, TrainingError
 from training.full_disk import explain, is_disk_error, probe
-from training.run_dir import RANK_KILLED, Event, Outcome, Record, RunDir, Tail
+from training.run_dir import Event, Outcome, Record, RunDir, Tail
 
 POLL_INTERVAL_S = 0.05
 LOG_TAIL_BYTES = 4000

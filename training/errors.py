@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import errno
 import re
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from training.full_disk import is_disk_error, is_shared_memory_error
 
+RANK_KILLED = 128 + signal.SIGKILL
+"""Exit status of an agent one of whose ranks was killed; what the other ranks say then is only of its loss."""
 MAX_MESSAGE = 4000
 """Characters of what is said of one mistake."""
 

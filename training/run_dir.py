@@ -24,7 +24,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -45,8 +44,6 @@ Value = TypeVar("Value")
 
 JOB_ID, PARENT_PID = "HPO_JOB_ID", "HPO_PARENT_PID"
 """Environment variables that whoever launches a job sets for its ranks: the job's id, the launching process."""
-RANK_KILLED = 128 + signal.SIGKILL
-"""Exit status of an agent one of whose ranks was killed; what the other ranks say then is only of its loss."""
 ENSEMBLE = "ensemble.json"
 """In a folder of run directories: which of their models are to be averaged."""
 ROUNDING = 1e-3
@@ -424,9 +421,7 @@ def _remove(path: Path) -> None:
     """A file, or a folder, which is never seen half removed."""
     if not path.is_dir():
         return path.unlink(missing_ok=True)
-    half = path.with_name(f".{path.name}.tmp")
-    os.replace(path, half)
-    shutil.rmtree(half)
+    shutil.rmtree(path.replace(path.with_name(f".{path.name}.tmp")))
 
 
 @contextlib.contextmanager

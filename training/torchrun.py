@@ -6,8 +6,8 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
+from training.errors import RANK_KILLED
 from training.process import die_with_parent, ignore_user_signals, leave, no_garbage_collection
-from training.run_dir import RANK_KILLED
 
 
 def main() -> None:
