@@ -28,7 +28,7 @@ from training.predictions import Predictions, write_predictions
 from training.process import redirect_output
 from training.run_dir import Event, Outcome, Record, RunDir
 
-KILLS = 8
+KILLS = 20
 KINDS = [Checkpoints, ShardedCheckpoints]
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
 
