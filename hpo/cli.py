@@ -455,9 +455,9 @@ def _require_checkpoint(resume: Path | None) -> None:
 
     if resume is not None and not resume.is_dir():
         raise HpoError(f"--resume {resume}: there is no such folder")
-    if resume is not None and RunDir(resume).load_result() and RunDir(resume).last_epoch() == 0:
+    if resume is not None and RunDir(resume).load_result() and not RunDir(resume).has_checkpoint():
         raise HpoError(f"--resume {resume}: is complete; only with output.keep_checkpoint: true could it train longer")
-    if resume is not None and RunDir(resume).last_epoch() == 0:
+    if resume is not None and not RunDir(resume).has_checkpoint():
         raise HpoError(f"--resume {resume}: there is no checkpoint to go on from; train it again without --resume")
 
 

@@ -330,7 +330,7 @@ class PlainConsole:
         if result is None:
             return ""
         status: str = "" if result.status is JobStatus.COMPLETE else result.status
-        status = f"paused at epoch {result.paused_at}" if result.paused_at else status
+        status = status if result.paused_at is None else f"paused at epoch {result.paused_at}"
         score = result.failure.kind if result.failure else _join(*self._board.named(result.metrics))
         return _join(f"trial {event.label.trial}", fold, status, score, duration(result.duration_s))
 

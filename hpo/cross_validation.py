@@ -282,7 +282,7 @@ def _left_behind(run_dir: RunDir, config: JobConfig, criteria: Criteria) -> _Lef
         return None
     over = outcome if outcome is not None and not outcome.stopped else None
     last = config.training.epochs if over else run_dir.last_epoch()
-    if last == 0 or (over and criteria.unusable(over.metrics)):
+    if criteria.unusable(over.metrics) if over else not run_dir.has_checkpoint():
         return None
     scored = [record for record in records if record.event is Event.EVALUATE and record.epoch <= last]
     usable = {record.epoch: record.values for record in scored if criteria.unusable(record.values) is None}

@@ -26,10 +26,11 @@ from hpo.selection import Choice, Member
 from hpo.study import folder_of
 from hpo.train_best import Trained
 from hpo.trial import JobStatus, TrialResult
+from training.atomic_files import write_atomically
 from training.config import MEASURES, JobConfig, job_config, read_layer
 from training.errors import DataError
 from training.predictions import Predictions, load_predictions, score
-from training.run_dir import ENSEMBLE, RunDir, write_atomically
+from training.run_dir import ENSEMBLE, RunDir
 
 FINEST = 2.0**-24
 """The smallest number above zero in the 16 bits that probabilities are kept in."""
@@ -124,7 +125,7 @@ def _finished(job: Job, listen: Listener) -> TrialResult | None:
 
 
 def _train(job: Job, listen: Listener) -> TrialResult:
-    return run_job(replace(job, resume=job.run_dir.last_epoch() > 0), listen)
+    return run_job(replace(job, resume=job.run_dir.has_checkpoint()), listen)
 
 
 def _predictions(run_dir: RunDir) -> Predictions:

@@ -84,11 +84,11 @@ class LastJob:
             self._run_dir = event.run_dir
 
     def go_on(self, command: str) -> str:
-        """The command that goes on after the last finished epoch, if there is one."""
+        """The command that goes on from the newest checkpoint, if there is one."""
         if self._run_dir is not None and self._is_member:
             path = shlex.quote(str(self._run_dir.path.parent))
             return f"{command} --resume {path} goes on with {self._run_dir.path.name}"
-        if self._run_dir is None or self._run_dir.last_epoch() == 0:
-            return "no epoch was finished; the same command starts again"
+        if self._run_dir is None or not self._run_dir.has_checkpoint():
+            return "there is no checkpoint yet; the same command starts again"
         path = shlex.quote(str(self._run_dir.path))
-        return f"{command} --resume {path} goes on after epoch {self._run_dir.last_epoch()}"
+        return f"{command} --resume {path} goes on from {self._run_dir.position()}"

@@ -197,7 +197,7 @@ def _attempt(order: _Order, placement: Placement) -> TrialResult:
         world_size=placement.world_size,
         run_dir=run_dir,
         split_id=outcome.split_id if outcome else None,
-        paused_at=(run_dir.last_epoch() or None) if outcome and outcome.paused else None,
+        paused_at=run_dir.last_epoch() if outcome and outcome.paused and run_dir.has_checkpoint() else None,
     )
 
 

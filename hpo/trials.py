@@ -55,9 +55,9 @@ from hpo.tally import (
     tally_of,
 )
 from hpo.trial import JobStatus, TrialResult
+from training.atomic_files import write_atomically
 from training.config import JobConfig, dump_yaml
 from training.errors import ConfigError, Failure, FailureKind
-from training.run_dir import write_atomically
 
 ENDED_FROM_OUTSIDE = "it was ended from outside"
 """Why a trial is stopped that others have told, or that has lost its lease."""

@@ -1,9 +1,9 @@
-"""Checkpoints: the whole state at the end of an epoch, written so that a kill never leaves a half one.
+"""Checkpoints: the whole state between two optimizer steps, written so that a kill never leaves a half one.
 
 The one before is kept until the next is begun: after the first there is a whole one at any moment, and two at most. The
 name tells whether it is whole (checksums.py); RunDir.prepare removes what is not before a training goes on.
 
-Randomness is a function of the epoch (see seeding.py), so weights, optimizer, schedule and progress are all there is.
+Randomness is a function of the step (see seeding.py), so weights, optimizer, schedule and progress are all there is.
 One process and DDP write a file, on rank 0; FSDP writes a folder, each rank its shard. Each of them reads both kinds,
 on any number of ranks. A file is read with ``weights_only=True``, so it cannot carry code; torch.distributed.checkpoint
 promises no such thing of its folders: resume those you trust.
@@ -24,9 +24,10 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from training.checksums import checksum_of_all, checksums
+from training.atomic_files import replacing, sync_folder
+from training.checksums import Position, checksum_of_all, checksums
 from training.errors import DataError, FailureKind, classify
-from training.run_dir import RunDir, replacing, sync_folder
+from training.run_dir import RunDir
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +48,15 @@ class Progress:
     """Finished epochs."""
     step: int = 0
     """Optimizer steps."""
+    epoch_step: int = 0
+    """Those of the epoch that is under way; its samples up to here have been seen."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
+
+    @property
+    def position(self) -> Position:
+        """What a checkpoint taken now is called by."""
+        return Position(self.epoch, self.step if self.epoch_step else 0)
 
 
 class Checkpoints:
@@ -62,7 +70,7 @@ class Checkpoints:
         if self.is_main:
             self._begin()
             tensors = {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}
-            with self.run_dir.new_checkpoint(progress.epoch) as file:
+            with self.run_dir.new_checkpoint(progress.position) as file:
                 torch.save(tensors | _rest(state, progress), file)
 
     def load(self, state: TrainingState) -> Progress | None:
@@ -109,14 +117,14 @@ class ShardedCheckpoints(Checkpoints):
         from torch.distributed.checkpoint.state_dict_saver import save
 
         self._begin()
-        temporary = self.run_dir.checkpoints / f".epoch_{progress.epoch:04d}.tmp"
+        temporary = self.run_dir.checkpoints / f".{progress.position}.tmp"
         save(_tensors(state), checkpoint_id=temporary)
         sums = _sums_of_shards(temporary)
         if self.is_main:  # every rank has written its shard by now
             with replacing(temporary / REST) as file:
                 torch.save(_rest(state, progress), file)
             sums |= checksums(file for file in temporary.iterdir() if file.name not in sums)
-            os.replace(temporary, self.run_dir.sharded_checkpoint(progress.epoch, checksum_of_all(sums)))
+            os.replace(temporary, self.run_dir.sharded_checkpoint(progress.position, checksum_of_all(sums)))
             sync_folder(self.run_dir.checkpoints)
 
     def _load_file(self, file: Path, state: TrainingState) -> dict[str, Any]:

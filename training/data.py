@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from training.atomic_files import write_atomically
 from training.config import CrossValidationConfig, JobConfig
 from training.distributed import RunContext
 from training.errors import DataError
 from training.full_disk import naming
-from training.run_dir import write_atomically
 
 Batch = dict[str, Tensor]
 Collate = Callable[[Batch], Batch]
@@ -164,7 +165,7 @@ class Loaders:
 
     train: DataLoader[Batch]
     evaluate: DataLoader[Batch]
-    sampler: DistributedSampler[Batch]
+    sampler: Order
     micro_batches_per_step: int
     steps_per_epoch: int
     """Optimizer steps; the same on every rank."""
@@ -189,9 +190,19 @@ class Loaders:
             batch = next(batches) if counts else batch
             yield batch, counts
 
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle for this epoch: the same order of samples for any number of ranks."""
+    def set_epoch(self, epoch: int, *, steps_done: int = 0) -> None:
+        """Shuffle for this epoch: the same order for any number of ranks, from the first sample that is not done."""
         self.sampler.set_epoch(epoch)
+        self.sampler.num_done = steps_done * self.micro_batches_per_step * (self.train.batch_size or 1)
+
+
+class Order(DistributedSampler[Batch]):
+    """In which a rank sees its samples in an epoch, less the first `num_done`."""
+
+    num_done = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(super().__iter__(), self.num_done, None)
 
 
 def build_loaders(data: PreparedData, config: JobConfig, context: RunContext, collate: Collate) -> Loaders:
@@ -207,9 +218,7 @@ def build_loaders(data: PreparedData, config: JobConfig, context: RunContext, co
     if len(scored) < context.world_size:
         raise DataError(f"{len(scored)} samples to score are fewer than the {context.world_size} ranks that share them")
     shard = ArrayDataset(data.arrays, train)
-    sampler: DistributedSampler[Batch] = DistributedSampler(
-        shard, num_replicas=context.world_size, rank=context.rank, seed=config.seed, drop_last=True
-    )
+    sampler = Order(shard, num_replicas=context.world_size, rank=context.rank, seed=config.seed, drop_last=True)
     options: dict[str, Any] = {"num_workers": config.data.num_workers, "collate_fn": collate}
     options["pin_memory"] = context.device.type == "cuda"
     # Ranks score every world_size-th sample: no padding, so nothing is counted twice.

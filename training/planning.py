@@ -16,8 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.atomic_files import write_atomically
 from training.process import die_with_parent, fail, leave, redirect_output
-from training.run_dir import PlanRequest, PlanRow, RunDir, write_atomically
+from training.run_dir import PlanRequest, PlanRow, RunDir
 
 if TYPE_CHECKING:
     import torch

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Protocol
 
 from training.checkpoint import Checkpoints, Progress, ShardedCheckpoints, TrainingState
+from training.checksums import Position
 from training.distributed import RunContext
 from training.run_dir import Event, Record, RunDir
 
 PAUSE_FACTOR = 50
+WITHIN_EPOCH_S = 60.0
 """See RunDirReporter.save."""
 
 
@@ -24,7 +25,7 @@ class Reporter(Protocol):
         """Whether someone asked this job to leave early. Only rank 0's answer counts."""
 
     def save(self, state: TrainingState, progress: Progress, *, is_needed: bool = False) -> None:
-        """Keep the state after ``progress.epoch`` finished epochs, if it is time to or `is_needed`."""
+        """Keep the state, if it is time to or `is_needed`; between two steps that every rank has done or not."""
 
     def load(self, state: TrainingState) -> Progress | None:
         """Put the newest kept state into `state`; None when there is none."""
@@ -53,7 +54,7 @@ class RunDirReporter:
 
     def __init__(self, run_dir: RunDir, context: RunContext, *, saves: bool = True) -> None:
         self._run_dir, self._context, self._is_main, self._saves = run_dir, context, context.is_main, saves
-        self._next_save = -math.inf
+        self._next_save = time.monotonic()
         kind = ShardedCheckpoints if context.sharded else Checkpoints
         self._checkpoints = kind(run_dir, is_main=context.is_main)
 
@@ -62,7 +63,7 @@ class RunDirReporter:
         if not self._is_main:
             return
         if event is Event.START:
-            self._run_dir.forget_after(epoch)
+            self._run_dir.forget_after(Position(epoch, step))
         self._run_dir.append(Record(event=event, step=step, epoch=epoch, time=time.time(), values=values))
 
     def stop_requested(self) -> bool:
@@ -72,10 +73,12 @@ class RunDirReporter:
     def save(self, state: TrainingState, progress: Progress, *, is_needed: bool = False) -> None:
         """Write a checkpoint, unless none are wanted or the last one was just written and nobody waits for another.
 
-        One that took t seconds is followed by a pause of PAUSE_FACTOR x t, so that they cost two percent of the time.
+        One that took t seconds is followed by a pause of PAUSE_FACTOR x t, so that they cost two percent of the time,
+        and within an epoch of another WITHIN_EPOCH_S: of short epochs, only the ends are kept.
         """
         is_asked_for = self._is_main and self._run_dir.keeps_checkpoint()
-        is_due = is_needed or is_asked_for or time.monotonic() >= self._next_save
+        pause_s = WITHIN_EPOCH_S if progress.epoch_step else 0.0
+        is_due = is_needed or is_asked_for or time.monotonic() >= self._next_save + pause_s
         if self._saves and self._agreed(is_due):
             began = time.monotonic()
             self._checkpoints.save(state, progress)

@@ -9,7 +9,7 @@
     findings.jsonl  one Finding a line: what was changed or has no effect
     error.json      the Failure of the first rank that failed
     checkpoints/    epoch_0003-5d41402a.pt, or the folder epoch_0003-5d41402a with a shard of every rank; the newest two
-                    while the job runs, then the newest, if any is kept (training/checksums.py)
+                    while the job runs, then the newest, if any is kept (names: training/checksums.py)
     model/          the trained model, when asked for
     logs/           agent.log, rank_0.log, ...
 
@@ -24,7 +24,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -35,7 +34,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, BinaryIO, TypeVar, get_args, get_origin, get_type_hints
 
-from training.checksums import checksum, epoch_of, is_whole
+from training.atomic_files import remove, sync_folder, temporary, write_atomically, write_once
+from training.checksums import Position, checksum, is_whole, position_of
 from training.config import JobConfig, dump_yaml, job_config, read_layer
 from training.errors import DataError, Failure, FailureKind
 from training.full_disk import naming
@@ -191,7 +191,7 @@ class RunDir:
         self.tidy()
         damaged = self._forget_damaged() if resume else []
         if resume:
-            self.forget_after(self.last_epoch())
+            self.forget_after(self.position())
         else:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             self.metrics.unlink(missing_ok=True)
@@ -206,47 +206,55 @@ class RunDir:
     def tidy(self) -> None:
         """Remove what processes that were killed have left half written; none may be at work here."""
         for half_written in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
-            _remove(half_written)
+            remove(half_written)
 
-    def checkpoint(self, epoch: int, checksum: str) -> Path:
-        """The checkpoint after `epoch` finished epochs."""
-        return self.checkpoints / f"epoch_{epoch:04d}-{checksum}.pt"
+    def checkpoint(self, at: Position, checksum: str) -> Path:
+        """The checkpoint taken there."""
+        return self.checkpoints / f"{at}-{checksum}.pt"
 
-    def sharded_checkpoint(self, epoch: int, checksum: str) -> Path:
+    def sharded_checkpoint(self, at: Position, checksum: str) -> Path:
         """The same, as a folder into which every rank wrote its shard."""
-        return self.checkpoints / f"epoch_{epoch:04d}-{checksum}"
+        return self.checkpoints / f"{at}-{checksum}"
 
     @contextlib.contextmanager
-    def new_checkpoint(self, epoch: int) -> Iterator[BinaryIO]:
+    def new_checkpoint(self, at: Position) -> Iterator[BinaryIO]:
         """A file that becomes that checkpoint, atomically and durably, when the block ends without an error."""
-        with _temporary(self.checkpoints / f"epoch_{epoch:04d}") as (temporary, file):
+        with temporary(self.checkpoints / str(at)) as (name, file):
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.replace(temporary, self.checkpoint(epoch, checksum(Path(temporary))))
+            os.replace(name, self.checkpoint(at, checksum(Path(name))))
         sync_folder(self.checkpoints)
 
     def saved_checkpoints(self) -> list[Path]:
         """Files and folders, the newest first."""
-        found = [(epoch, path) for path in self.checkpoints.glob("epoch_*") if (epoch := epoch_of(path)) is not None]
+        found = [(at, path) for path in self.checkpoints.glob("epoch_*") if (at := position_of(path)) is not None]
         return [path for _, path in sorted(found, reverse=True)]
+
+    def position(self) -> Position:
+        """Where the newest checkpoint was taken; Position(0), the start, when there is none."""
+        return max((at for path in self.saved_checkpoints() if (at := position_of(path))), default=Position(0))
 
     def last_epoch(self) -> int:
         """Finished epochs at the newest checkpoint; 0 when there is none."""
-        return max((epoch_of(path) or 0 for path in self.saved_checkpoints()), default=0)
+        return self.position().epoch
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to go on from; it may have been taken within the first epoch."""
+        return self.position() > Position(0)
 
     def keep_newest_checkpoint(self) -> None:
         """Remove the others."""
         for path in self.saved_checkpoints()[1:]:
-            _remove(path)
+            remove(path)
 
     def _forget_damaged(self) -> list[Finding]:
         """Remove the checkpoints that are newer than the newest one that is whole."""
         whole = [*dropwhile(lambda path: not is_whole(path), saved := self.saved_checkpoints())]
         for path in (damaged := saved[: len(saved) - len(whole)]):
-            _remove(path)
+            remove(path)
         message = "is damaged: it has not the checksum in its name"
-        advice = f"the training goes on from epoch {self.last_epoch()}" if whole else "the training starts anew"
+        advice = f"the training goes on from {self.position()}" if whole else "the training starts anew"
         return [Finding(key=str(path), message=message, advice=advice) for path in damaged]
 
     def load_config(self) -> JobConfig:
@@ -281,7 +289,7 @@ class RunDir:
 
     def write_next(self, following: RunDir | None) -> bool:
         """Say where the job's processes go on, unless it was said before. Returns whether this call said it."""
-        return _write_once(self.next, os.fsencode(following.path) if following else b"")
+        return write_once(self.next, os.fsencode(following.path) if following else b"")
 
     def load_next(self) -> RunDir | None:
         """Where they go on, once it was said; None for nowhere."""
@@ -311,9 +319,9 @@ class RunDir:
             return None
         return _decode(self.plan, lambda: [_built(PlanRow, row) for row in json.loads(self.plan.read_bytes())])
 
-    def forget_after(self, epoch: int) -> None:
-        """Drop the records of epochs that a job resuming after `epoch` epochs will repeat, and a cut-off line."""
-        kept = [record for record in self.records() if _is_before(record, epoch)]
+    def forget_after(self, at: Position) -> None:
+        """Drop the records that a job resuming `at` will repeat, and a cut-off line."""
+        kept = [record for record in self.records() if _is_before(record, at)]
         lines = "".join(map(_line, kept)).encode()
         if self.metrics.exists() and self.metrics.stat().st_size != len(lines):
             write_atomically(self.metrics, lines)
@@ -333,7 +341,7 @@ class RunDir:
 
     def write_error(self, failure: Failure) -> bool:
         """Write ``error.json`` unless another rank was first. Returns whether this one was."""
-        return _write_once(self.error, json.dumps(asdict(failure), indent=2).encode())
+        return write_once(self.error, json.dumps(asdict(failure), indent=2).encode())
 
     def load_error(self) -> Failure | None:
         """The failure of the first rank that failed, or None. Raises DataError when it is damaged."""
@@ -343,8 +351,10 @@ class RunDir:
         return _decode(self.error, lambda: _built(Failure, {**values, "kind": FailureKind(values["kind"])}))
 
 
-def _is_before(record: Record, epoch: int) -> bool:
-    return record.epoch < epoch or (record.epoch == epoch and record.event is Event.EVALUATE)
+def _is_before(record: Record, at: Position) -> bool:
+    if record.epoch != at.epoch:
+        return record.epoch < at.epoch
+    return record.event is Event.EVALUATE or (record.event is Event.TRAIN and record.step <= at.step)
 
 
 class Tail:
@@ -372,67 +382,6 @@ class Tail:
             return _built(Record, {**values, "event": Event(values["event"])})
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"{self._path}: a line is damaged: {line[:80]!r}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: afterwards it holds the old bytes or the new ones, even after a power cut."""
-    with replacing(path) as file:
-        file.write(data)
-
-
-def _write_once(path: Path, data: bytes) -> bool:
-    """Make `path`, with `data`, unless it is there. Returns whether this made it."""
-    with _temporary(path) as (temporary, file):
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError:  # no hard links here, as on a mounted Google Drive: the first one wins but for a race
-            if path.exists():
-                return False
-            os.replace(temporary, path)
-    return True
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path`, atomically and durably, when the block ends without an error."""
-    with _temporary(path) as (temporary, file):
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Have the names in this folder on the disk."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _remove(path: Path) -> None:
-    """A file, or a folder, which is never seen half removed."""
-    if not path.is_dir():
-        return path.unlink(missing_ok=True)
-    shutil.rmtree(path.replace(path.with_name(f".{path.name}.tmp")))
-
-
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[tuple[str, BinaryIO]]:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with naming(path), os.fdopen(descriptor, "wb") as file:
-            yield name, file
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """The training loop, and only the loop. It knows no command line, environment, process group, study or print.
 
 An optimizer step sees ``global_batch_size`` samples, whatever the number of ranks and micro-batches that share them,
-and an epoch draws its randomness from (seed, epoch, rank): the same configuration means the same training anywhere, up
-to rounding and to what dropout draws, which differs from rank to rank.
+and each draws its randomness from (seed, epoch, rank, step): the same configuration means the same training anywhere,
+up to rounding and to what dropout draws, which differs from rank to rank.
 """
 
 from __future__ import annotations
@@ -125,15 +125,16 @@ class Training:
         )
 
     def start_epoch(self) -> None:
-        """Draw the epoch's randomness and order of samples."""
+        """Draw the epoch's order of samples, less those that were seen before a resume within it."""
         seed_everything(self.config.seed, self.at.epoch, self.context.rank)
-        self.loaders.set_epoch(self.at.epoch)
+        self.loaders.set_epoch(self.at.epoch, steps_done=self.at.epoch_step)
         self.model.train()
 
     def steps(self) -> Iterator[list[Batch]]:
         """The micro-batches of each optimizer step; what does not fill a step waits for another epoch's shuffle."""
         batches = iter(self.loaders.train)
-        for _ in range(self.loaders.steps_per_epoch):
+        for step in range(self.at.epoch_step, self.loaders.steps_per_epoch):
+            seed_everything(self.config.seed, self.at.epoch, self.context.rank, step)
             yield list(islice(batches, self.loaders.micro_batches_per_step))
 
     def optimize(self, micro_batches: list[Batch]) -> None:
@@ -149,18 +150,20 @@ class Training:
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=not self.context.keeps_gradients)
         self.at.step += 1
+        self.at.epoch_step += 1
 
     def after_step(self) -> None:
-        """Now and then report the loss and hear whether to stop."""
+        """Now and then report the loss, hear whether to stop, and save, if somebody asks or the epoch is long."""
         if self.at.step % self.config.training.log_every_n_steps == 0:
             self.report_loss()
             self.hear_stop()
+            self.reporter.save(self.state, self.at)
 
     def finish_epoch(self) -> None:
         """Evaluate, report, save, and hear whether to stop."""
-        if self.at.step % self.config.training.log_every_n_steps:
+        if self.num_losses:
             self.report_loss()
-        self.at.epoch += 1
+        self.at.epoch, self.at.epoch_step = self.at.epoch + 1, 0
         self.score()
         output, is_last = self.config.output, self.at.epoch == self.config.training.epochs
         is_pause = self.at.epoch == output.pause_after and not is_last

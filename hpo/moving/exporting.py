@@ -25,7 +25,8 @@ from hpo.moving.run_dirs import folds_on_disk, open_fold
 from hpo.moving.snapshot import STUDY_SYSTEM_ATTRIBUTES, SYSTEM_ATTRIBUTES, Snapshot, settle, take
 from hpo.study import best_trial, folder_name, folder_of
 from hpo.tally import PAUSED
-from training.run_dir import RunDir, replacing
+from training.atomic_files import replacing
+from training.run_dir import RunDir
 
 ARTIFACT = re.compile(r"artifacts:([0-9a-f-]{36})")
 """Key of an attribute that describes a file which optuna-dashboard shows."""

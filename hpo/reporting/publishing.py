@@ -25,7 +25,7 @@ from hpo.reporting.text import study_note, trial_note
 from hpo.storage import artifact_store
 from hpo.study import UID, folder_of
 from hpo.tracking import tracking_uri
-from training.run_dir import write_atomically
+from training.atomic_files import write_atomically
 
 SIGNED = "*By hpo report.*"
 """Ends each note of ours; one without it is a person's."""

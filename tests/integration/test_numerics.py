@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpo.trial import JobStatus, TrialResult, run_single_trial
+from training.checksums import Position
 from training.config import JobConfig
 from training.run_dir import Event, RunDir
 
@@ -112,4 +113,51 @@ def test_a_resumed_training_ends_bit_identical(
     assert losses(resumed)[-1] == losses(whole)[-1]
     evaluations = [record.epoch for record in resumed.run_dir.records() if record.event is Event.EVALUATE]
     assert evaluations == [1, 2, 3]
+    assert weights(resumed) == weights(whole)
+
+
+PARKING_TASK = """\
+from pathlib import Path
+from training.run_dir import RunDir
+from training.tasks.image_classification import ImageClassification
+
+class Parking(ImageClassification):
+    def build_model(self, config, data):
+        model = super().build_model(config, data)
+        model.register_forward_pre_hook(self.park_in_the_second_epoch)
+        return model
+
+    steps = 0
+
+    def park_in_the_second_epoch(self, module, inputs):
+        self.steps += module.training
+        if self.steps == (213 // 32) + 3 and Path("cut").exists():
+            RunDir(Path("cut")).request_stop(keeps_checkpoint=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data.num_workers": 2},
+        {"distributed.strategy": "ddp", "distributed.devices": 2},
+        {"distributed.strategy": "fsdp", "distributed.devices": 2},
+        {"training.engine": "lightning"},
+    ],
+    ids=["one process", "ddp", "fsdp", "lightning"],
+)
+def test_a_training_that_was_parked_within_an_epoch_goes_on_from_that_step_and_ends_bit_identical(
+    job: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("parking.py").write_text(PARKING_TASK)
+    config = job.with_values({"task": "parking:Parking", "model.dropout": 0.5, **change})
+    whole = run(config, tmp_path / "whole")
+    cut = RunDir(tmp_path / "cut")
+    parked = run_single_trial(config, cut, on_record=lambda record: False, on_notice=print)
+    assert parked.status is JobStatus.STOPPED and parked.paused_at == 1, parked.failure
+    steps_per_epoch = 213 // 32
+    assert cut.position() == Position(1, steps_per_epoch + 3)
+    resumed = run(config, cut.path, resume=True)
+    assert losses(resumed) == losses(whole)
     assert weights(resumed) == weights(whole)

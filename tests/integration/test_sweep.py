@@ -272,7 +272,7 @@ def test_an_interrupted_train_best_says_how_to_go_on_and_stays_one_run(workplace
     _, err = started.communicate(timeout=60)
     assert started.returncode == 130
     _, command = err.strip().splitlines()[-1].split("interrupted; ")
-    arguments = shlex.split(command.partition(" goes on after epoch ")[0])
+    arguments = shlex.split(command.partition(" goes on from ")[0])
     assert arguments[:-1] == ["hpo", "train-best", "--study", "digits", "--resume"]
     trained = json.loads(run_hpo(*arguments[1:], "--json").stdout)
     assert trained["model_uri"] == "models:/digits/1"

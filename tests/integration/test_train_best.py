@@ -19,8 +19,9 @@ import pytest
 from sklearn.metrics import accuracy_score, log_loss
 
 from tests.integration.conftest import enter, furnish, run_hpo, start_hpo
+from training.atomic_files import write_atomically
 from training.data import split
-from training.run_dir import ENSEMBLE, RunDir, write_atomically
+from training.run_dir import ENSEMBLE, RunDir
 from training.tasks import load_task
 
 STUDY = Path("runs/digits")

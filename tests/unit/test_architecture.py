@@ -15,7 +15,9 @@ SOURCES = sorted(path for package in ("hpo", "training") for path in (ROOT / pac
 PACKAGES = {path.parent for path in SOURCES if path.name == "__init__.py"}
 
 HEAVY = {"torch", "transformers"}
-MEETING_POINTS = tuple(f"training.{name}" for name in ("config", "errors", "full_disk", "predictions", "run_dir"))
+MEETING_POINTS = tuple(
+    f"training.{name}" for name in ("atomic_files", "config", "errors", "full_disk", "predictions", "run_dir")
+)
 """All that hpo may know of training, with their submodules."""
 
 VAGUE_NAMES = {"util", "utils", "helper", "helpers", "manager", "managers"}

@@ -15,6 +15,7 @@ from hpo.events import JobLabel
 from hpo.job import Job
 from hpo.study_config import ConstraintConfig, ObjectiveConfig
 from hpo.trial import JobStatus, TrialResult
+from training.checksums import Position
 from training.config import JobConfig
 from training.errors import Failure, FailureKind
 from training.run_dir import Event, Outcome, Record, RunDir
@@ -302,7 +303,7 @@ def leave(folder: Path, fold: int, *values: float, ended: bool, saved: int = 0, 
         run_dir.append(evaluated(value, epoch))
     if saved:
         run_dir.checkpoints.mkdir()
-        run_dir.checkpoint(saved, "00000000").touch()
+        run_dir.checkpoint(Position(saved), "00000000").touch()
     if ended:
         run_dir.write_result(outcome(values[-1]))
     return run_dir

@@ -39,8 +39,8 @@ from hpo.storage import open_storage
 from hpo.study import FOLDER, OWNER, UID, open_study
 from hpo.study_config import StudyConfig
 from hpo.tally import SAMPLED
+from training.atomic_files import write_atomically
 from training.config import JobConfig, Layer
-from training.run_dir import write_atomically
 
 CHECKOUT = Path(__file__).parents[3]
 DYING = str(Path(__file__).with_name("dying.py"))

@@ -33,6 +33,7 @@ from hpo.moving.snapshot import Snapshot, settle, take
 from hpo.storage import artifact_store, open_storage
 from hpo.study import DEFINITION, FAILURE, FOLDER, IDENTITY, UID, fold_dir, interrupt, load_study
 from hpo.tally import CONTINUES, FOLD_SCORES, INTERRUPTED, PAUSED, SAMPLED, tally_of
+from training.checksums import Position
 from training.config import JobConfig, dump_yaml
 from training.run_dir import Outcome, RunDir
 
@@ -64,7 +65,7 @@ def write_fold(study: optuna.Study, trial: int, fold: int, *, epoch: int = 0, is
     (run_dir.predictions / "labels.npy").write_bytes(bytes(range(256)))
     if epoch:
         run_dir.checkpoints.mkdir()
-        run_dir.checkpoint(epoch, "00000000").write_bytes(b"weights of " + str(epoch).encode())
+        run_dir.checkpoint(Position(epoch), "00000000").write_bytes(b"weights of " + str(epoch).encode())
     if is_over:
         run_dir.write_result(SCORED)
     return run_dir

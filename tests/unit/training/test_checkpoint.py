@@ -19,7 +19,7 @@ from torch import nn
 
 from tests.conftest import SmallDisk
 from training.checkpoint import Checkpoints, Progress, ShardedCheckpoints, TrainingState
-from training.checksums import is_whole
+from training.checksums import Position, is_whole
 from training.config import JobConfig
 from training.distributed import RunContext
 from training.errors import DataError, Failure, FailureKind, classify
@@ -243,7 +243,7 @@ def test_a_checkpoint_that_was_begun_before_the_end_of_its_attempt_does_not_beco
     kept: tuple[Checkpoints, TrainingState], run_dir: RunDir, tmp_path: Path
 ) -> None:
     taken = RunDir(tmp_path / "taken")
-    with pytest.raises(FileNotFoundError), run_dir.new_checkpoint(2) as file:
+    with pytest.raises(FileNotFoundError), run_dir.new_checkpoint(Position(2)) as file:
         file.write(b"late")
         run_dir.path.rename(taken.path)
     assert not run_dir.path.exists()

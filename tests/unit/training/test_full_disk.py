@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from tests.conftest import SmallDisk
+from training.atomic_files import write_atomically
 from training.errors import FailureKind, classify
 from training.full_disk import explain
-from training.run_dir import Event, Record, RunDir, write_atomically
+from training.run_dir import Event, Record, RunDir
 
 SIZE = 8 << 20
 REPOSITORY = Path(__file__).parents[3]

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from training.atomic_files import replacing, write_atomically
+from training.checksums import Position, position_of
 from training.config import JobConfig
 from training.errors import ConfigError, DataError, Failure, FailureKind
-from training.run_dir import Event, Outcome, Record, RunDir, Tail, replacing, write_atomically
+from training.run_dir import Event, Outcome, Record, RunDir, Tail
 
 HOSTILE = ["with space", 'it\'s "quoted"', "new\nline", "$HOME;rm -rf *", "ünï-😀", "-n", "%s{}"]
 OUTCOME = Outcome(
@@ -81,7 +83,7 @@ def test_paths_do_not_move_with_the_working_directory(tmp_path: Path, monkeypatc
     monkeypatch.chdir("/")
     assert run_dir.path == tmp_path / "runs/run"
     assert run_dir.log("rank_0") == tmp_path / "runs/run/logs/rank_0.log"
-    assert run_dir.checkpoint(3, "5d41402a") == tmp_path / "runs/run/checkpoints/epoch_0003-5d41402a.pt"
+    assert run_dir.checkpoint(Position(3), "5d41402a") == tmp_path / "runs/run/checkpoints/epoch_0003-5d41402a.pt"
 
 
 # Everything that is written is read back, whatever the path
@@ -151,7 +153,7 @@ def leave_traces(run_dir: RunDir, *, checkpoints: tuple[int, ...]) -> None:
     run_dir.prepare(JobConfig())
     run_dir.checkpoints.mkdir()
     for epoch in checkpoints:
-        run_dir.checkpoint(epoch, OF_NOTHING).touch()
+        run_dir.checkpoint(Position(epoch), OF_NOTHING).touch()
     run_dir.append(record(0, event=Event.START))
     for epoch in range(3):
         run_dir.append(record(epoch * 10 + 5, epoch=epoch))
@@ -226,7 +228,7 @@ def test_forget_after_keeps_an_epoch_up_to_its_evaluation(plain: RunDir, epoch: 
         ]
     for each in written:
         plain.append(each)
-    plain.forget_after(epoch)
+    plain.forget_after(Position(epoch))
     assert plain.records() == (written[: 1 + 2 * epoch] if epoch else [])
 
 
@@ -234,13 +236,13 @@ def test_forget_after_drops_a_line_that_a_kill_cut_off_so_that_the_next_one_is_w
     plain.append(record(10, epoch=1, event=Event.EVALUATE))
     with plain.metrics.open("a") as file:
         file.write('{"event": "train", "st')
-    plain.forget_after(1)
+    plain.forget_after(Position(1))
     plain.append(record(15, epoch=1))
     assert [each.step for each in plain.records()] == [10, 15]
 
 
 def test_forget_after_is_no_error_before_the_first_record(plain: RunDir) -> None:
-    plain.forget_after(0)
+    plain.forget_after(Position(0))
     assert files_of(plain) == []
 
 
@@ -248,9 +250,29 @@ def test_the_newest_checkpoint_is_the_one_with_the_most_epochs(plain: RunDir) ->
     assert plain.last_epoch() == 0
     plain.checkpoints.mkdir()
     for epoch in (9, 10000, 10):
-        plain.checkpoint(epoch, OF_NOTHING).touch()
+        plain.checkpoint(Position(epoch), OF_NOTHING).touch()
     (plain.checkpoints / ".epoch_20000.pt.abc.tmp").touch()  # being written
-    assert plain.last_epoch() == 10000
+    assert plain.last_epoch() == 10000 and plain.position() == Position(10000)
+
+
+def test_a_checkpoint_within_an_epoch_is_newer_than_the_one_at_its_start_and_older_than_the_one_at_its_end(
+    plain: RunDir,
+) -> None:
+    plain.checkpoints.mkdir()
+    assert not plain.has_checkpoint()
+    taken = [Position(0, 7), Position(1), Position(1, 12), Position(1, 105), Position(2)]
+    for at in taken:
+        plain.checkpoint(at, OF_NOTHING).touch()
+        assert plain.position() == at and plain.has_checkpoint() and plain.last_epoch() == at.epoch
+    assert [position_of(path) for path in plain.saved_checkpoints()] == taken[::-1]
+
+
+def test_forget_after_a_step_keeps_what_was_told_up_to_it(plain: RunDir) -> None:
+    leave_traces(plain, checkpoints=())
+    plain.forget_after(Position(2, 25))
+    assert [each.step for each in plain.records()] == [0, 5, 10, 15, 20, 25]
+    plain.forget_after(Position(2, 24))
+    assert [each.step for each in plain.records()] == [0, 5, 10, 15, 20]
 
 
 # Following
