@@ -35,6 +35,7 @@ from hpo.past import opening
 from hpo.patience import OUTAGE_S
 from hpo.policy import FROM_OUTSIDE, Action, Delays, Policy, Verdict, hopeless
 from hpo.resources import Resources
+from hpo.silence import SILENCE_S, Silence
 from hpo.slots import Slots
 from hpo.spending import Meter, budget_of, fold_times, spent
 from hpo.study import (
@@ -94,6 +95,7 @@ class Sweep:
         self._resources = Resources(definition, detect_hardware(), self._say)
         self._slots = Slots(crews_stay=definition.config.resources.processes == "per_trial")
         self._trials = Trials(definition, study, listen, self._resources.placed)
+        self._silence = Silence()
         self._policy, self._delays = Policy(definition.config.recovery), Delays(clock)
         self._running: dict[int, Running] = {}
         """By number."""
@@ -120,7 +122,7 @@ class Sweep:
         interrupted, self._patience.lasts_s = True, OUTAGE_S
         try:
             self._listen(opening(self._definition, self._study))
-            self._recover()
+            self._recover_first()
             if places_taken(self._study) >= self._budget.total:
                 done = f"the study has the {self._budget.total} trials that were asked for"
                 go_on = "paused ones that may still win go on" if self._trials.has_second_look else MORE_TRIALS
@@ -205,10 +207,21 @@ class Sweep:
 
     def _recover(self) -> None:
         """Queue the trials again that nobody evaluates any more."""
-        lost = recover(self._study, self._running, max_losses=self._definition.config.recovery.max_retries)
+        max_losses = self._definition.config.recovery.max_retries
+        lost = recover(self._study, self._running, max_losses=max_losses, is_lost=self._silence.is_lost)
         for number, reason in lost.items():
             self._asks = True
             self._trials.finished(number, TrialState.FAIL, reason=reason)
+
+    def _recover_first(self) -> None:
+        """Before any trial is asked for: those of sweeps that are gone, or seem to be."""
+        self._recover()
+        if self._silence.doubtful:
+            numbers = ", ".join(map(str, sorted(self._silence.doubtful)))
+            self._say(f"no sign of life of whoever evaluates trial {numbers}; waiting {SILENCE_S:g} s for one")
+        while self._silence.doubtful:
+            time.sleep(1.0)
+            self._recover()
 
     def _close(self) -> None:
         """No job runs any more: say what is left of the trials, and of the budget."""

@@ -6,7 +6,7 @@ import contextlib
 import math
 import uuid
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from hpo.definition import StudyDefinition
 from hpo.errors import HpoError, NoBestTrialError, StorageError, StudyChangedError, StudyNotFoundError
 from hpo.fold_ledger import FoldRow
 from hpo.launchers import job_id_prefix, kill_processes
-from hpo.ledger import SUCCEEDS, ledger_of
+from hpo.ledger import SUCCEEDS, Held, ledger_of
 from hpo.masking import masked
 from hpo.sampling import sampled_values, sampler_for
 from hpo.search_space import distribution
@@ -395,21 +395,25 @@ def running_here(study: optuna.Study) -> list[int]:
 
 
 def recover(
-    study: optuna.Study, ours: Collection[int] | None = None, *, max_losses: float = math.inf
+    study: optuna.Study,
+    ours: Collection[int] | None = None,
+    *,
+    max_losses: float = math.inf,
+    is_lost: Callable[[Held], bool] = lambda held: held.is_lost,
 ) -> dict[int, str]:
     """Queue the trials again that nobody evaluates any more (kill -9, a lost machine); returns what became of each, by
     number.
 
     `ours` are those that this process does, None for all that it holds: it was not told of one where the database broke
-    off just as it was given. A trial that was lost more than `max_losses` times without a new evaluation in between
-    fails: it may be what takes processes down. What is left of their processes on this machine is killed first. Any
-    number of processes may do this at once.
+    off just as it was given. `is_lost` judges those of others. A trial that was lost more than `max_losses` times
+    without a new evaluation in between fails: it may be what takes processes down. What is left of their processes on
+    this machine is killed first. Any number of processes may do this at once.
     """
     ledger, recovered = ledger_of(study), {}
     for held in ledger.held(study._study_id):
         is_here = held.holder == ledger.holder
         is_unknown = ours is not None and held.number not in ours
-        if is_unknown if is_here else held.is_lost:
+        if is_unknown if is_here else is_lost(held):
             trial = _trial(study, held.number)
             kill_processes(job_id_prefix(trial_folder(study, trial)))
             losses = _losses(trial)
