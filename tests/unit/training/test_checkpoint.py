@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_used(
             [finding] = damaged.load_findings()
             assert str(finding) == (
                 f"{damaged.checkpoints / newest.name}: is damaged: it has not the checksum in its name;"
-                " the training goes on from epoch 1"
+                " the training goes on from epoch_0001"
             )
             found = kind(damaged, is_main=True).load(state)
             assert found is not None and found.epoch == 1
