@@ -17,7 +17,7 @@ endif
 PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check -c config/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help sweep test docs clean
+.PHONY: help sweep test nightly weekly docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s%s\n", $$1, $$2 }' Makefile
@@ -25,9 +25,15 @@ help: ## List the targets
 sweep: .venv/.installed ## Set up, then search: BERT with 5-fold cross-validation
 	.venv/bin/hpo sweep --study bert_cv --folds 5
 
-test: .venv/.installed-dev ## Set up with the development tools, then lint, check types and run the tests
+test: .venv/.installed-dev ## Set up with the development tools, then lint, check types and run the quick tests
 	scripts/check
-	scripts/test
+	scripts/test -m "not slow"
+
+nightly: .venv/.installed-dev ## The tests that train whole studies; CI runs them after the quick ones
+	scripts/test -m slow
+
+weekly: .venv/.installed-dev ## Hours of faults in real sweeps (docs/reliability.md)
+	for scenario in kills points restarts stops partition mlflow soak; do .venv/bin/python scripts/chaos $$scenario || exit 1; done
 
 docs: .venv/.installed ## Write docs/cli.md from --help and docs/configuration.md from the schemas
 	.venv/bin/typer hpo.cli utils docs --name hpo --output docs/cli.md

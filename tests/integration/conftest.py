@@ -50,6 +50,13 @@ budget: {{trials: 2}}
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is here takes seconds each, so `make test` runs only what is marked as quick."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("quick") is None:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> JobConfig:
     """A job of a second or two, but for the imports of its ranks."""
