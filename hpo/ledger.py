@@ -37,7 +37,7 @@ from sqlalchemy.orm import Session
 
 from hpo import fold_ledger
 from hpo.fold_ledger import FoldRow
-from hpo.ledger_tables import folds, leases, tables
+from hpo.ledger_tables import create, folds, leases
 from hpo.patience import Patience
 from hpo.tally import INTERRUPTED
 
@@ -154,7 +154,7 @@ class LedgerStorage(RDBStorage):
         super().__init__(url, engine_kwargs)
         if self.engine.name not in DATABASE_TIME:
             raise RuntimeError(f"{self.engine.name} is none of {', '.join(DATABASE_TIME)}")
-        tables.create_all(self.engine)
+        create(self.engine)
         self._holder, self._clock = holder, clock
 
     @property

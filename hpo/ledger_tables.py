@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, Integer, MetaData, String, Table, Text
+from sqlalchemy import Column, Engine, Float, Integer, MetaData, String, Table, Text, inspect
 
 tables = MetaData()
 leases = Table(
@@ -27,3 +27,16 @@ folds = Table(
     Column("facts", Text, nullable=False),
 )
 """What has come of each fold of each trial that was begun."""
+
+
+def create(engine: Engine) -> None:
+    """Make those that are not there. Raises RuntimeError where another version of hpo has made them otherwise."""
+    tables.create_all(engine)
+    for table in tables.sorted_tables:
+        found = {column["name"] for column in inspect(engine).get_columns(table.name)}
+        if found != set(table.columns.keys()):
+            differ = ", ".join(sorted(found ^ set(table.columns.keys())))
+            raise RuntimeError(
+                f"another version of hpo made its table {table.name} (they differ in: {differ}); go on with that"
+                " version, or use it to hpo export the study"
+            )

@@ -166,3 +166,29 @@ def test_a_full_disk_is_told_with_its_folder_and_loses_nothing(open_storage: Ope
     with sqlite3.connect(small_disk.path / "studies.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     connection.close()
+
+
+@pytest.mark.parametrize("change", ["ADD COLUMN since_when FLOAT", "DROP COLUMN facts"])
+def test_tables_of_another_version_are_refused_with_what_to_do_and_left_alone(
+    open_storage: Open, storage_url: str, change: str
+) -> None:
+    with open_storage(storage_url).engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE hpo_folds {change}")
+    column = change.split()[2]
+    with pytest.raises(StorageError, match=f"hpo_folds .they differ in: {column}.; go on with that version"):
+        open_storage(storage_url)
+
+
+def test_tables_of_another_version_of_optuna_are_refused_with_the_command_that_changes_them(
+    open_storage: Open, storage_url: str
+) -> None:
+    with open_storage(storage_url).engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v3.0.0.d'")
+    with pytest.raises(StorageError, match="optuna storage upgrade"):
+        open_storage(storage_url)
+
+
+def test_a_database_that_optuna_made_gets_our_tables(open_storage: Open, storage_url: str) -> None:
+    optuna.create_study(storage=storage_url, study_name="theirs")
+    storage = open_storage(storage_url)
+    assert {"hpo_folds", "hpo_leases"} <= set(sqlalchemy.inspect(storage.engine).get_table_names())
