@@ -97,6 +97,16 @@ class Run:
         """It and its children have ended, and MLflow has all of them."""
         return all(run.is_written and run.status != RUNNING for run in self.tree())
 
+    @property
+    def depth(self) -> int:
+        """0 for a study or a job alone, 1 for a trial, 2 for a fold."""
+        return self.parent.depth + 1 if self.parent else 0
+
+    @property
+    def waits_for_children(self) -> bool:
+        """Whether some have not ended, or MLflow lacks something of them that it did not refuse."""
+        return any(not child.is_done and not child.failures for child in self.children.values())
+
     def tree(self) -> Iterator[Run]:
         """Itself, then its children, each with theirs."""
         yield self
@@ -144,6 +154,7 @@ class Runs:
         """Bring MLflow to what `run` is, and add `points` to its metrics.
 
         What is written is taken out of `run`: after an error, another call writes the rest. Points may come twice.
+        It ends after its children: one that MLflow shows as over needs no second look.
         """
         self._open(run)
         self._log(run, points)
@@ -153,7 +164,7 @@ class Runs:
             for orphan in self._running(run.experiment, run.orphans):
                 self.client.set_terminated(orphan, "KILLED")
             run.orphans.clear()
-        if run.status == run.written_status:
+        if run.status == run.written_status or (run.status != RUNNING and run.waits_for_children):
             return
         if run.status == RUNNING:
             self.client.update_run(run.id, status=RUNNING)
@@ -167,8 +178,7 @@ class Runs:
             return
         parent, tags = run.parent, dict(run.identity)
         if parent is not None:
-            if not parent.id:
-                self.write(parent)
+            self._open(parent)
             tags["mlflow.parentRunId"] = parent.id
         experiment = self._experiment(run.experiment)
         is_new = run.is_new and parent is not None and run.number > parent.newest_child

@@ -376,9 +376,14 @@ class MlflowTracker:
         return self._study.children[label.trial].children[label.fold]
 
 
-def _urgency(run: Run) -> tuple[int, bool, float]:
-    """What MLflow refused goes last, so that it holds up no other; what it shows as running goes first."""
-    return run.failures, run.written_status != RUNNING, run.started
+def _urgency(run: Run) -> tuple[int, bool, int, float]:
+    """What MLflow refused goes last, so that it holds up no other; trials that it shows as running go first.
+
+    Folds go before their trial, and the study last: a run ends after its children.
+    """
+    trial = run.parent if run.depth == 2 else run
+    is_shown = trial is not None and trial.depth == 1 and trial.written_status == RUNNING
+    return run.failures, not is_shown, -run.depth, run.started
 
 
 def _points(record: Record) -> Iterator[Point]:

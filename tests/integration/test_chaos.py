@@ -10,6 +10,7 @@ import pytest
 
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.network import HERE, NoNetworkError, network
+from tests.chaos.points import dies_before_some
 from tests.chaos.sweeps import NUM_FOLDS, Setting, cut_off, side_by_side, storm
 from tests.postgres import PostgresMissingError, running_server
 
@@ -27,6 +28,12 @@ def test_a_sweep_that_is_killed_again_and_again_comes_to_what_it_would_have(tmp_
     assert history.violations(num_trials=2, num_folds=NUM_FOLDS) == []
     assert history.scores() == undisturbed.history().scores()
     history.close()
+
+
+def test_a_sweep_that_dies_before_any_durable_step_comes_to_what_it_would_have(tmp_path: Path) -> None:
+    setting = Setting(folder=tmp_path, trials=1, epochs=1, num_ranks=1)
+    died, wrong = dies_before_some(setting, num_faults=3, seed=1)
+    assert len(died) >= 2 and wrong == [], died
 
 
 def test_a_database_that_restarts_under_a_sweep_and_a_worker_is_only_a_pause(tmp_path: Path) -> None:
