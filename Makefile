@@ -29,7 +29,7 @@ test: .venv/.installed-dev ## Set up with the development tools, then lint, chec
 	scripts/check
 	scripts/test -m "not slow"
 
-nightly: .venv/.installed-dev ## The tests that train whole studies; CI runs them after the quick ones
+nightly: .venv/.installed-dev ## The tests that train whole studies; CI runs most of them
 	scripts/test -m slow
 
 weekly: .venv/.installed-dev ## Hours of faults in real sweeps (docs/reliability.md)

@@ -7,7 +7,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.integration.conftest import CHECKOUT
+
+pytestmark = pytest.mark.nightly
 
 
 def test_estimates_are_compared_with_scores_on_held_out_digits() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.conftest import CHECKOUT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 def bench(name: str, *arguments: str) -> dict[str, Any]:

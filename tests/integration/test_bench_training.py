@@ -7,7 +7,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.integration.conftest import CHECKOUT
+
+pytestmark = pytest.mark.nightly
 
 
 def test_the_loop_by_hand_and_the_native_one_do_the_same_work() -> None:

@@ -86,6 +86,7 @@ def test_a_limit_ends_the_sweep_with_every_trial_complete_and_a_larger_one_conti
     assert len(trials()) == num_trials + 1
 
 
+@pytest.mark.nightly
 def test_what_was_spent_and_what_is_left_is_in_the_status_and_what_is_to_come_in_the_plan(workplace: Path) -> None:
     limit(workplace, "{trials: 3, device_hours: 5, target: 1.5, patience: 9}")
     before = run_hpo("plan", "--study", "digits", "--json")
@@ -192,6 +193,7 @@ def test_no_fold_is_started_that_would_not_end_before_the_deadline(workplace: Pa
     assert not fold(0, 1).path.exists()
 
 
+@pytest.mark.nightly
 def test_a_fold_that_does_not_hear_that_it_is_asked_is_ended_at_the_deadline(workplace: Path) -> None:
     limit(workplace, f"{{trials: 9, deadline: {DEADLINE_S:g}}}")
     write_task("import time; time.sleep(600)")

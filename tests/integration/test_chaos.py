@@ -30,12 +30,14 @@ def test_a_sweep_that_is_killed_again_and_again_comes_to_what_it_would_have(tmp_
     history.close()
 
 
+@pytest.mark.nightly
 def test_a_sweep_that_dies_before_any_durable_step_comes_to_what_it_would_have(tmp_path: Path) -> None:
     setting = Setting(folder=tmp_path, trials=1, epochs=1, num_ranks=1)
     died, wrong = dies_before_some(setting, num_faults=3, seed=1)
     assert len(died) >= 2 and wrong == [], died
 
 
+@pytest.mark.nightly
 def test_a_database_that_restarts_under_a_sweep_and_a_worker_is_only_a_pause(tmp_path: Path) -> None:
     try:
         with running_server() as server:
@@ -55,6 +57,7 @@ def test_a_database_that_restarts_under_a_sweep_and_a_worker_is_only_a_pause(tmp
         pytest.skip(str(missing))
 
 
+@pytest.mark.nightly
 def test_a_worker_that_was_cut_off_from_the_database_loses_its_trial_and_doubles_nothing(tmp_path: Path) -> None:
     try:
         with network() as cable, running_server(HERE) as server:

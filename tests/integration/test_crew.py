@@ -313,6 +313,7 @@ def test_a_rank_that_was_started_by_hand_does_not_go_on_where_a_search_went(
     assert following is not None and following.path == place / "fold_1"
 
 
+@pytest.mark.nightly
 def test_a_search_gives_the_same_scores_either_way(workplace: Path) -> None:
     study = Path("studies/digits.yaml")
     text, found = study.read_text(), []

@@ -72,6 +72,7 @@ def test_the_smallest_example_runs_from_the_command_line(place: Path) -> None:
     assert trained["metrics"]["accuracy"] > 0.9
 
 
+@pytest.mark.nightly
 def test_all_examples_train_on_a_cpu_the_large_ones_with_smaller_models(place: Path) -> None:
     jobs = {name: small(name) for name in SMALLER} | {name: as_it_is(name) for name in AS_THEY_ARE}
     ranks = {name: 1 if config.distributed.strategy == "none" else 2 for name, config in jobs.items()}

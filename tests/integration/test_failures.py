@@ -146,6 +146,7 @@ def test_a_second_signal_ends_at_once_what_does_not_leave(workplace: Path) -> No
     assert [trial.state.name for trial in trials()] == ["FAIL", "WAITING"]
 
 
+@pytest.mark.nightly
 def test_what_does_not_leave_in_time_is_killed(workplace: Path) -> None:
     furnish(workplace, "__import__('time').sleep(100)", "preemption_notice: 1s")
     process = start_hpo("sweep", "--study", "digits", "--trials", "1", *OWN)

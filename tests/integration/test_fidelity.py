@@ -63,6 +63,7 @@ def is_hopeless(checkpoint: Path) -> bool:
     return better >= {1: 3, 3: 1}[rung]
 
 
+@pytest.mark.nightly
 def test_a_promoted_trial_comes_to_the_same_score_as_one_trained_without_a_pause(halving: Path) -> None:
     run_hpo("sweep", "--study", "digits", "--trials", "3")
     best = json.loads(run_hpo("best", "--study", "digits", "--json").stdout)

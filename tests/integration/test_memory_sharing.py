@@ -13,6 +13,8 @@ import pytest
 
 from tests.integration.conftest import CHECKOUT
 
+pytestmark = pytest.mark.nightly
+
 NUM_RANKS = 4
 SIZE = 64 * 2**20
 """Bytes of the data set."""

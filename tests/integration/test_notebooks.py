@@ -33,10 +33,12 @@ def commands_in(cell: str) -> list[list[str]]:
     return [re.findall(r"[\w./-]+", each) for each in lists] + [shlex.split(each) for each in lines]
 
 
+@pytest.mark.quick
 def test_there_is_a_notebook_for_each_place() -> None:
     assert [path.stem for path in PATHS] == ["colab", "kaggle", "local"]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_notebook_is_valid_and_without_outputs(path: Path) -> None:
     notebook = read(path)
@@ -46,6 +48,7 @@ def test_a_notebook_is_valid_and_without_outputs(path: Path) -> None:
             assert (cell.outputs, cell.execution_count) == ([], None)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_notebook_calls_only_commands_and_options_that_exist(path: Path) -> None:
     import typer
@@ -77,7 +80,7 @@ def test_the_torch_of_the_platform_stays(name: str) -> None:
     assert re.search("^torch==", (CHECKOUT / "config" / "constraints.txt").read_text(), re.MULTILINE)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_local_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("config", "studies"):
         shutil.copytree(CHECKOUT / name, tmp_path / name)

@@ -53,6 +53,7 @@ def test_one_rank_two_ranks_and_accumulation_give_the_same_losses(job: JobConfig
         assert results[name].metrics["accuracy"] == results["one"].metrics["accuracy"]
 
 
+@pytest.mark.quick
 def test_one_rank_twice_is_identical_to_the_bit(job: JobConfig, tmp_path: Path) -> None:
     config = job.with_values({"model.dropout": 0.5})
     first, second = run(config, tmp_path / "first"), run(config, tmp_path / "second")

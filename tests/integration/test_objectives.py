@@ -79,6 +79,7 @@ def refused(*arguments: str) -> str:
     return run_hpo("train-best", "--study", "digits", *arguments, status=2).stderr
 
 
+@pytest.mark.nightly
 def test_what_another_trial_dominates_is_stopped_between_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space = "  optimizer.lr: {choice: [0.05, 1e-6]}\nsampler: {name: grid, seed: 0}\nbudget: {trials: 8}\n"
     write(tmp_path, space + SEVERAL + "stopping: {audit: 0.0}\n", monkeypatch)
@@ -93,6 +94,7 @@ def test_what_another_trial_dominates_is_stopped_between_folds(tmp_path: Path, m
         assert not (tmp_path / f"runs/digits/trial_{trial.number:04d}/fold_2").exists()
 
 
+@pytest.mark.nightly
 def test_a_dominated_trial_runs_on_for_the_audit_and_the_report_counts_those_that_were_stopped_wrongly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +114,7 @@ def test_a_dominated_trial_runs_on_for_the_audit_and_the_report_counts_those_tha
     assert (found["num_audited"], found["num_false"]) == (len(audited), num_false)
 
 
+@pytest.mark.nightly
 def test_the_best_trial_of_one_objective_keeps_its_constraints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = "objective: {metric: accuracy, direction: maximize}\nsampler: {name: grid}\nbudget: {trials: 4}\n"
     limits = "constraints: [{metric: parameters, at_most: 1300}, {metric: inference_ms, at_most: 1000}]\n"

@@ -15,6 +15,8 @@ from tests.integration.conftest import CHECKOUT
 from tests.integration.test_strategies import TOLERANCE, TWO_RANKS
 from training.run_dir import JOB_ID, RunDir
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.fixture
 def blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:

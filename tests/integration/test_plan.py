@@ -52,6 +52,7 @@ def test_a_contrastive_loss_takes_the_square_of_the_batch_however_small_its_chun
 FEW = ("--set", "data.max_samples=200", "--set", "training.accumulate_grad_batches=auto")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("study", ["embedding_strategies", "vision_strategies"])
 def test_a_study_is_planned_for_its_largest_configuration(study: str, workplace: Path) -> None:
     path = str(CHECKOUT / "studies" / f"{study}.yaml")

@@ -104,6 +104,7 @@ def test_trials_overlap_and_each_is_told_with_all_its_folds(workplace: Path) -> 
         assert max(span(first)[0], span(second)[0]) < min(span(first)[1], span(second)[1])
 
 
+@pytest.mark.nightly
 @needs_two_cores
 def test_a_slow_trial_does_not_keep_a_free_slot_waiting(workplace: Path) -> None:
     allow(workplace, 2)
@@ -205,6 +206,7 @@ def test_a_worker_that_is_killed_costs_the_study_nothing(workplace: Path) -> Non
     assert not ranks_under(workplace)
 
 
+@pytest.mark.nightly
 @needs_two_cores
 def test_a_second_sweep_on_the_same_devices_says_who_holds_them_and_goes_on_when_they_are_free(workplace: Path) -> None:
     allow(workplace, 1, "off")

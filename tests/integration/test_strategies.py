@@ -176,12 +176,14 @@ def test_both_engines_give_the_same_losses_under_every_strategy(place: Path) -> 
         assert lightning[f"lightning_{strategy}"] == native[f"native_{strategy}"]
 
 
+@pytest.mark.nightly
 def test_sgd_learns_alike_under_every_strategy(place: Path) -> None:
     changes = {"optimizer.name": "sgd", "optimizer.lr": 0.1, "optimizer.momentum": 0.9}
     found = train(under_all(job("text_classification", **changes), "sgd"))
     assert_close(found, found["sgd_one"])
 
 
+@pytest.mark.nightly
 def test_an_encoder_of_a_model_with_a_decoder_learns_with_adapters_and_is_saved(place: Path) -> None:
     t5 = {
         "architecture": "t5",
@@ -220,6 +222,7 @@ def test_a_damaged_sharded_checkpoint_is_told_in_a_line_and_passed_over(place: P
     assert sum(f"{saved.absolute()}: is damaged" in notice for notice in notices) == 1
 
 
+@pytest.mark.nightly
 def test_clip_learns_from_texts_and_images_alike_under_every_strategy(place: Path) -> None:
     import datasets
     import numpy as np
@@ -232,6 +235,7 @@ def test_clip_learns_from_texts_and_images_alike_under_every_strategy(place: Pat
     assert_close(found, found["clip_one"])
 
 
+@pytest.mark.nightly
 def test_a_cached_contrastive_batch_over_two_ranks_is_that_of_one_process(place: Path) -> None:
     cached = {"gradient_cache.chunk_size": 3, "training.gradient_checkpointing": True}
     assert job("embedding", **cached).batch_plan(2).num_micro_batches == 4  # chunks of 2, which divides 8
@@ -255,6 +259,7 @@ def test_cached_gradients_over_two_ranks_are_those_of_the_whole_batch(place: Pat
         assert error < 1e-6
 
 
+@pytest.mark.nightly
 def test_micro_batches_of_unlike_lengths_add_up_to_the_batch(place: Path) -> None:
     small = job("language_modeling", **{"training.max_micro_batch_size": 2})
     found = train({"one": job("language_modeling", **ONE)} | under_all(small, "small"))
@@ -280,6 +285,7 @@ def assert_loads_merged_and_as_adapter(folder: Path) -> None:
     assert not any("lora" in name for name, _ in merged.named_parameters())
 
 
+@pytest.mark.nightly
 def test_a_classifier_with_adapters_trains_its_head_whole(place: Path) -> None:
     changes = {"lora": {"r": 2}, "training.epochs": 2}
     found = train(under_all(job("text_classification", **changes), "lora"))
@@ -290,6 +296,7 @@ def test_a_classifier_with_adapters_trains_its_head_whole(place: Path) -> None:
     assert any("classifier" in name for name in adapter)
 
 
+@pytest.mark.nightly
 def test_mixed_precision_learns_nearly_the_same_under_every_strategy(place: Path) -> None:
     plain = {"full": job("language_modeling", **ONE)}
     mixed = {
@@ -302,6 +309,7 @@ def test_mixed_precision_learns_nearly_the_same_under_every_strategy(place: Path
     assert all(found[name] != found["full"] for name in mixed)
 
 
+@pytest.mark.nightly
 def test_a_trained_temperature_is_float32_under_fsdp_in_half_precision_too(place: Path) -> None:
     changes = {"training.precision": "bf16-mixed", "embedding.temperature": 0.07}
     train(under_all(job("embedding", **changes), "bf16"))

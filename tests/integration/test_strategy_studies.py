@@ -10,6 +10,8 @@ import pytest
 from tests.integration.conftest import CHECKOUT, run_hpo
 from training.run_dir import RunDir
 
+pytestmark = pytest.mark.nightly
+
 STUDIES = sorted(path.stem for path in CHECKOUT.glob("studies/*_strategies.yaml"))
 
 

@@ -50,6 +50,7 @@ def outcomes(workplace: Path) -> list[Outcome]:
     return [outcome for outcome in found if outcome]
 
 
+@pytest.mark.quick
 def test_a_continued_sweep_has_the_same_folds_in_the_study_in_mlflow_and_on_disk(swept: Path) -> None:
     told = trials()
     assert [trial.state.name for trial in told] == ["COMPLETE"] * 3
@@ -74,6 +75,7 @@ def test_a_sweep_that_has_its_trials_starts_no_other(swept: Path) -> None:
     assert Path(best["config"]).is_file()
 
 
+@pytest.mark.quick
 def test_the_test_split_is_in_no_fold(swept: Path) -> None:
     [path] = swept.glob("runs/cache/data-*/folds-*.npy")
     kept = int((np.load(path)[0] >= 0).sum())
@@ -103,6 +105,7 @@ def test_train_best_twice_is_one_model_to_the_bit_and_says_how_to_get_it(swept: 
     assert Path("model", "model.safetensors").read_bytes() == models[0]
 
 
+@pytest.mark.quick
 def test_a_recorded_fold_run_again_from_its_config_has_the_recorded_score(swept: Path) -> None:
     best = json.loads(run_hpo("best", "--study", "digits", "--json").stdout)
     recorded = swept / "runs" / "digits" / f"trial_{best['number']:04d}" / "fold_1" / "config.yaml"

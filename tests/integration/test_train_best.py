@@ -65,6 +65,7 @@ def take_longer(trial: int, seconds: float) -> None:
         write_atomically(run_dir.metrics, "".join(f"{line}\n" for line in lines).encode())
 
 
+@pytest.mark.nightly
 def test_one_standard_error_trains_the_cheaper_of_two_equals(searched: Path) -> None:
     take_longer(0, 100.0)
     best = trained()
@@ -117,6 +118,7 @@ def loaded(folder: str, images: np.ndarray) -> np.ndarray:
     return probabilities
 
 
+@pytest.mark.nightly
 def test_an_ensemble_says_how_to_load_and_fetch_it_and_what_each_member_scores(searched: Path) -> None:
     said = run_hpo("train-best", "--study", "digits", "--select", "ensemble").stdout
     assert len(re.findall(r"trial_0000_fold_\d  accuracy 0\.\d+  balanced_accuracy", said)) == 2
@@ -143,6 +145,7 @@ def tags_of_models() -> set[tuple[str, str]]:
         return {(each.tags["hpo.select"], each.tags.get("hpo.members", "")) for each in found}
 
 
+@pytest.mark.nightly
 def test_an_interrupted_ensemble_goes_on_where_it_was(workplace: Path) -> None:
     run_hpo("sweep", "--study", "digits", "--trials", "1")
     recorded = STUDY / "trial_0000" / "fold_1" / "config.yaml"

@@ -27,6 +27,7 @@ def run(config: JobConfig, folder: Path, notices: list[str] | None = None) -> Tr
     return run_single_trial(config, RunDir(folder), on_record=lambda record: False, on_notice=heard.append)
 
 
+@pytest.mark.quick
 def test_two_ranks_score_every_real_sample_once(job: JobConfig, tmp_path: Path) -> None:
     # 107 samples to score on 2 ranks: one rank has 54, the other 53.
     result = run(job.with_values(TWO_RANKS), tmp_path / "run")
