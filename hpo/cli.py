@@ -32,16 +32,19 @@ from hpo.opening import (
     tracker_of,
 )
 from hpo.options import (
+    ConfigOption,
     DeadlineOption,
     EnvOption,
     JsonOption,
     LauncherOption,
+    OneStudyOption,
     SelectOption,
     SetOption,
     StorageOption,
     StudyOption,
     TopKOption,
     TrialOption,
+    require_output_only,
 )
 from hpo.record_commands import export, import_command, replay
 from training.errors import TrainingError
@@ -176,7 +179,7 @@ def worker(
 
 @app.command()
 def train(
-    config: Annotated[Path | None, typer.Option(help="A configuration in YAML or JSON.")] = None,
+    config: ConfigOption = None,
     resume: Annotated[Path | None, typer.Option(help="A run directory to go on in.")] = None,
     launcher: LauncherOption = None,
     settings: SetOption = None,
@@ -232,8 +235,7 @@ def train_best_command(  # noqa: PLR0913 - its parameters are the command's opti
     from hpo.selection import chosen_trial
     from hpo.train_best import LastJob, train_best
 
-    if any(not setting.strip().startswith("output.") for setting in settings or ()):
-        raise HpoError("train-best replays the recorded configuration: --set takes only output.* keys here")
+    require_output_only(settings, "train-best replays the recorded configuration")
     train = train_ensemble if select == "ensemble" else train_best
     _require_checkpoint(resume if train is train_best else None)
     definition, _, loaded = open_existing(study, env, settings, storage)
@@ -261,7 +263,7 @@ app.command("import")(import_command)
 
 @app.command()
 def status(
-    study: Annotated[str | None, typer.Option("--study", help="One study; all of the storage when not given.")] = None,
+    study: OneStudyOption = None,
     env: EnvOption = None,
     settings: SetOption = None,
     storage: StorageOption = None,
@@ -333,7 +335,7 @@ def report(
 @app.command()
 def validate(
     study: Annotated[str | None, typer.Option("--study", help="A study in studies/ by name, or a path.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A configuration in YAML or JSON.")] = None,
+    config: ConfigOption = None,
     env: EnvOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -364,7 +366,7 @@ def validate(
 
 @app.command()
 def plan(  # noqa: PLR0913 - its parameters are the command's options
-    config: Annotated[Path | None, typer.Option(help="A configuration in YAML or JSON.")] = None,
+    config: ConfigOption = None,
     study: Annotated[
         str | None, typer.Option("--study", help="A study: its price, and the memory of its largest configuration.")
     ] = None,
@@ -399,7 +401,7 @@ def plan(  # noqa: PLR0913 - its parameters are the command's options
 
 @app.command()
 def doctor(
-    study: Annotated[str | None, typer.Option("--study", help="One study; all of the storage when not given.")] = None,
+    study: OneStudyOption = None,
     fix: Annotated[
         bool, typer.Option("--fix", help="Do what is safe: nothing of use is lost, nothing alive ends.")
     ] = False,
