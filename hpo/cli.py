@@ -28,6 +28,7 @@ from hpo.opening import (
     open_any,
     open_existing,
     price,
+    require_resumable,
     storage_url,
     tracker_of,
 )
@@ -197,7 +198,7 @@ def train(
     path = config if resume is None else resume / "config.yaml"
     if path is None or (config is not None and resume is not None):
         raise HpoError("give either --config FILE or --resume RUN_DIR")
-    _require_checkpoint(resume)
+    require_resumable(resume)
     for setting in settings or () if resume else ():
         if setting.strip().startswith(IN_THE_CHECKPOINT) and not setting.strip().startswith("data.num_workers"):
             raise HpoError(f"--set {setting}: a resumed training goes on as it began; leave it out, or start a new one")
@@ -237,7 +238,7 @@ def train_best_command(  # noqa: PLR0913 - its parameters are the command's opti
 
     require_output_only(settings, "train-best replays the recorded configuration")
     train = train_ensemble if select == "ensemble" else train_best
-    _require_checkpoint(resume if train is train_best else None)
+    require_resumable(resume if train is train_best else None)
     definition, _, loaded = open_existing(study, env, settings, storage)
     choice, again = chosen_trial(loaded, select, top_k, trial), again_options(study, env, settings, storage)
     last, again = LastJob(is_member=bool(choice.members)), f"hpo train-best {again}{chosen_by(select, top_k, trial)}"
@@ -450,17 +451,6 @@ def main() -> NoReturn:
             raise
         leave(1, f"error: {reason}")
     sys.exit(0)
-
-
-def _require_checkpoint(resume: Path | None) -> None:
-    from training.run_dir import RunDir
-
-    if resume is not None and not resume.is_dir():
-        raise HpoError(f"--resume {resume}: there is no such folder")
-    if resume is not None and RunDir(resume).load_result() and not RunDir(resume).has_checkpoint():
-        raise HpoError(f"--resume {resume}: is complete; only with output.keep_checkpoint: true could it train longer")
-    if resume is not None and not RunDir(resume).has_checkpoint():
-        raise HpoError(f"--resume {resume}: there is no checkpoint to go on from; train it again without --resume")
 
 
 def _require_one(config: Path | None, study: str | None) -> None:
