@@ -28,20 +28,24 @@ from hpo.opening import (
     open_any,
     open_existing,
     price,
+    require_resumable,
     storage_url,
     tracker_of,
 )
 from hpo.options import (
+    ConfigOption,
     DeadlineOption,
     EnvOption,
     JsonOption,
     LauncherOption,
+    OneStudyOption,
     SelectOption,
     SetOption,
     StorageOption,
     StudyOption,
     TopKOption,
     TrialOption,
+    require_output_only,
 )
 from hpo.record_commands import export, import_command, replay
 from training.errors import TrainingError
@@ -176,7 +180,7 @@ def worker(
 
 @app.command()
 def train(
-    config: Annotated[Path | None, typer.Option(help="A configuration in YAML or JSON.")] = None,
+    config: ConfigOption = None,
     resume: Annotated[Path | None, typer.Option(help="A run directory to go on in.")] = None,
     launcher: LauncherOption = None,
     settings: SetOption = None,
@@ -194,7 +198,7 @@ def train(
     path = config if resume is None else resume / "config.yaml"
     if path is None or (config is not None and resume is not None):
         raise HpoError("give either --config FILE or --resume RUN_DIR")
-    _require_checkpoint(resume)
+    require_resumable(resume)
     for setting in settings or () if resume else ():
         if setting.strip().startswith(IN_THE_CHECKPOINT) and not setting.strip().startswith("data.num_workers"):
             raise HpoError(f"--set {setting}: a resumed training goes on as it began; leave it out, or start a new one")
@@ -232,10 +236,9 @@ def train_best_command(  # noqa: PLR0913 - its parameters are the command's opti
     from hpo.selection import chosen_trial
     from hpo.train_best import LastJob, train_best
 
-    if any(not setting.strip().startswith("output.") for setting in settings or ()):
-        raise HpoError("train-best replays the recorded configuration: --set takes only output.* keys here")
+    require_output_only(settings, "train-best replays the recorded configuration")
     train = train_ensemble if select == "ensemble" else train_best
-    _require_checkpoint(resume if train is train_best else None)
+    require_resumable(resume if train is train_best else None)
     definition, _, loaded = open_existing(study, env, settings, storage)
     choice, again = chosen_trial(loaded, select, top_k, trial), again_options(study, env, settings, storage)
     last, again = LastJob(is_member=bool(choice.members)), f"hpo train-best {again}{chosen_by(select, top_k, trial)}"
@@ -261,7 +264,7 @@ app.command("import")(import_command)
 
 @app.command()
 def status(
-    study: Annotated[str | None, typer.Option("--study", help="One study; all of the storage when not given.")] = None,
+    study: OneStudyOption = None,
     env: EnvOption = None,
     settings: SetOption = None,
     storage: StorageOption = None,
@@ -333,7 +336,7 @@ def report(
 @app.command()
 def validate(
     study: Annotated[str | None, typer.Option("--study", help="A study in studies/ by name, or a path.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A configuration in YAML or JSON.")] = None,
+    config: ConfigOption = None,
     env: EnvOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -364,7 +367,7 @@ def validate(
 
 @app.command()
 def plan(  # noqa: PLR0913 - its parameters are the command's options
-    config: Annotated[Path | None, typer.Option(help="A configuration in YAML or JSON.")] = None,
+    config: ConfigOption = None,
     study: Annotated[
         str | None, typer.Option("--study", help="A study: its price, and the memory of its largest configuration.")
     ] = None,
@@ -399,7 +402,7 @@ def plan(  # noqa: PLR0913 - its parameters are the command's options
 
 @app.command()
 def doctor(
-    study: Annotated[str | None, typer.Option("--study", help="One study; all of the storage when not given.")] = None,
+    study: OneStudyOption = None,
     fix: Annotated[
         bool, typer.Option("--fix", help="Do what is safe: nothing of use is lost, nothing alive ends.")
     ] = False,
@@ -448,17 +451,6 @@ def main() -> NoReturn:
             raise
         leave(1, f"error: {reason}")
     sys.exit(0)
-
-
-def _require_checkpoint(resume: Path | None) -> None:
-    from training.run_dir import RunDir
-
-    if resume is not None and not resume.is_dir():
-        raise HpoError(f"--resume {resume}: there is no such folder")
-    if resume is not None and RunDir(resume).load_result() and not RunDir(resume).has_checkpoint():
-        raise HpoError(f"--resume {resume}: is complete; only with output.keep_checkpoint: true could it train longer")
-    if resume is not None and not RunDir(resume).has_checkpoint():
-        raise HpoError(f"--resume {resume}: there is no checkpoint to go on from; train it again without --resume")
 
 
 def _require_one(config: Path | None, study: str | None) -> None:

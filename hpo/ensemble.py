@@ -27,7 +27,7 @@ from hpo.study import folder_of
 from hpo.train_best import Trained
 from hpo.trial import JobStatus, TrialResult
 from training.atomic_files import write_atomically
-from training.config import MEASURES, JobConfig, job_config, read_layer
+from training.config import MEASURES, JobConfig
 from training.errors import DataError
 from training.predictions import Predictions, load_predictions, score
 from training.run_dir import ENSEMBLE, RunDir
@@ -90,7 +90,7 @@ def _config(member: Member, launcher: str | None) -> JobConfig:
     changes: dict[str, Any] = {"cross_validation.score": "test", "cross_validation.split_id": member.trial.split_id}
     changes |= {"output.save_model": True, "output.keep_predictions": True, "output.keep_checkpoint": False}
     changes |= {"distributed.launcher": launcher} if launcher else {}
-    return job_config(read_layer(member.trial.folder / f"fold_{member.fold}" / "config.yaml")).with_values(changes)
+    return RunDir(member.trial.folder / f"fold_{member.fold}").load_config().with_values(changes)
 
 
 def _require_same(folder: Path, jobs: Sequence[tuple[Member, JobConfig]]) -> None:

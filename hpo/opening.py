@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from hpo.errors import StorageError
+from hpo.errors import HpoError, StorageError
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -56,6 +56,22 @@ def define(
 def launched_by(launcher: str | None, settings: list[str] | None) -> list[str]:
     """The settings, and the launcher as one more."""
     return [*(settings or []), *([f"distributed.launcher={launcher}"] if launcher else [])]
+
+
+def require_resumable(resume: Path | None) -> None:
+    """Raises HpoError and ConfigError where a training cannot go on in the run directory `resume`."""
+    from training.run_dir import RunDir
+
+    if resume is None:
+        return
+    if not resume.is_dir():
+        raise HpoError(f"--resume {resume}: there is no such folder")
+    run_dir = RunDir(resume)
+    if run_dir.load_result() and not run_dir.has_checkpoint():
+        raise HpoError(f"--resume {resume}: is complete; only with output.keep_checkpoint: true could it train longer")
+    if not run_dir.has_checkpoint():
+        raise HpoError(f"--resume {resume}: there is no checkpoint to go on from; train it again without --resume")
+    run_dir.load_config()
 
 
 def storage_url(definition: StudyDefinition, storage: str | None) -> str:

@@ -1,12 +1,18 @@
-"""The options that several commands have."""
+"""The options that several commands have, and what they refuse."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from hpo.errors import HpoError
+
 StudyOption = Annotated[str, typer.Option("--study", help="A study in studies/ by name, or a path to its YAML file.")]
+OneStudyOption = Annotated[str | None, typer.Option("--study", help="One study; all of the storage when not given.")]
+ConfigOption = Annotated[Path | None, typer.Option(help="A configuration in YAML or JSON.")]
 EnvOption = Annotated[
     str | None,
     typer.Option("--env", metavar="NAME", help="local, colab, kaggle, cluster or ci; detected when not given."),
@@ -49,3 +55,9 @@ TrialOption = Annotated[
     int | None,
     typer.Option("--trial", min=0, metavar="N", help="That trial; with several objectives, one of the front."),
 ]
+
+
+def require_output_only(settings: Sequence[str] | None, why: str) -> None:
+    """Raises HpoError where ``--set`` changes more than where things are kept, and says `why` it may not."""
+    if any(not setting.strip().startswith("output.") for setting in settings or ()):
+        raise HpoError(f"{why}: --set takes only output.* keys here")

@@ -35,7 +35,8 @@ from hpo.spending import budget_of
 from hpo.study import FAILURE, OWNER, REASON, UID, best_value, num_finished, trial_folder
 from hpo.tally import FOLD_SCORES, INTERRUPTED, SAMPLED
 from hpo.trial import JobStatus, TrialResult
-from training.errors import TrainingError
+from training.config import JobConfig
+from training.errors import ConfigError, TrainingError
 from training.run_dir import RunDir
 
 NEWEST = 1000
@@ -94,10 +95,10 @@ def _ended(trial: FrozenTrial) -> float:
 
 def _of_trial(study: optuna.Study, trial: FrozenTrial) -> Iterator[Told]:
     attributes, at = trial.user_attrs, _ended(trial)
-    folder = RunDir(trial_folder(study, trial))
-    if SAMPLED in attributes and INTERRUPTED not in attributes and folder.config.exists():
+    config = _config_in(trial_folder(study, trial))
+    if SAMPLED in attributes and INTERRUPTED not in attributes and config is not None:
         began = trial.datetime_start.timestamp() if trial.datetime_start else at
-        yield TrialStarted(number=trial.number, params=attributes[SAMPLED], config=folder.load_config()), began
+        yield TrialStarted(number=trial.number, params=attributes[SAMPLED], config=config), began
         for row in ledger_of(study).folds(trial._trial_id):
             if row.state is FoldState.COMPLETE and row.trained_by == trial.number:
                 yield from _of_fold(JobLabel(study=study.study_name, trial=trial.number, fold=row.fold), row)
@@ -115,6 +116,14 @@ def _of_trial(study: optuna.Study, trial: FrozenTrial) -> Iterator[Told]:
         ),
         at,
     )
+
+
+def _config_in(folder: Path) -> JobConfig | None:
+    """None where it is gone or damaged."""
+    try:
+        return RunDir(folder).load_config()
+    except ConfigError:
+        return None
 
 
 def _of_fold(label: JobLabel, row: FoldRow) -> Iterator[Told]:

@@ -10,10 +10,17 @@ from typing import Annotated
 import typer
 
 from hpo.endings import leave, terminable
-from hpo.errors import HpoError
 from hpo.masking import masked
 from hpo.opening import again_options, open_recorded, place_for
-from hpo.options import EnvOption, JsonOption, LauncherOption, SetOption, StorageOption, StudyOption
+from hpo.options import (
+    EnvOption,
+    JsonOption,
+    LauncherOption,
+    SetOption,
+    StorageOption,
+    StudyOption,
+    require_output_only,
+)
 
 
 def replay(  # noqa: PLR0913 - its parameters are the command's options
@@ -31,8 +38,7 @@ def replay(  # noqa: PLR0913 - its parameters are the command's options
     from hpo.console import open_console
     from hpo.printing import print_json, print_rows
 
-    if any(not setting.strip().startswith("output.") for setting in settings or ()):
-        raise HpoError("replay trains what is recorded: --set takes only output.* keys here")
+    require_output_only(settings, "replay trains what is recorded")
     opened = open_recorded(study, env, settings, storage)
     record = verification.recorded_fold(opened, trial, fold)
     with terminable(lambda: "the same command starts again"), open_console() as console:

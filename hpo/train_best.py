@@ -14,7 +14,7 @@ from hpo.job import Job, run_job
 from hpo.selection import Choice
 from hpo.study import folder_of
 from hpo.trial import TrialResult
-from training.config import JobConfig, job_config, read_layer
+from training.config import JobConfig
 from training.run_dir import RunDir
 
 
@@ -45,7 +45,7 @@ def train_best(
     something else.
     """
     trial = choice.trial
-    recorded = job_config(read_layer(trial.folder / "config.yaml"))
+    recorded = RunDir(trial.folder).load_config()
     final = {"cross_validation.fold": None, "cross_validation.split_id": trial.split_id, "output.save_model": True}
     final |= {"distributed.launcher": launcher} if launcher else {}
     config, label = recorded.with_values(final), JobLabel(study=study.study_name)

@@ -55,9 +55,9 @@ from hpo.tally import (
     tally_of,
 )
 from hpo.trial import JobStatus, TrialResult
-from training.atomic_files import write_atomically
-from training.config import JobConfig, dump_yaml
+from training.config import JobConfig
 from training.errors import ConfigError, Failure, FailureKind
+from training.run_dir import RunDir
 
 ENDED_FROM_OUTSIDE = "it was ended from outside"
 """Why a trial is stopped that others have told, or that has lost its lease."""
@@ -346,9 +346,10 @@ class Trials:
     def _keep_config(self, trial: optuna.Trial, config: JobConfig, folder: Path) -> None:
         """The resolved configuration beside the folds, and as an artifact that optuna-dashboard shows."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "config.yaml"
-        write_atomically(path, dump_yaml(config.model_dump()).encode())
-        upload_artifact(artifact_store=artifact_store(self._definition.root), file_path=str(path), study_or_trial=trial)
+        kept = RunDir(folder)
+        kept.write_config(config)
+        store = artifact_store(self._definition.root)
+        upload_artifact(artifact_store=store, file_path=str(kept.config), study_or_trial=trial)
 
     def _say(self, text: str) -> None:
         self._listen(Notice(message=text))

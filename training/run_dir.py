@@ -1,6 +1,6 @@
 """The run directory: the only meeting point of the job's ranks and whoever launched them. Torch-free.
 
-    config.yaml     the resolved, complete configuration
+    config.yaml     the resolved, complete configuration (training/config/sealed.py)
     metrics.jsonl   one Record a line, appended by rank 0
     stop            present when the job is asked to stop early; says so when its checkpoints are to stay
     next            where its processes go on when they are done: another run directory, or empty for nowhere
@@ -14,8 +14,8 @@
     logs/           agent.log, rank_0.log, ...
 
 Every whole file appears atomically (a temporary file in the same folder, fsync, rename), so a reader finds all of it
-or none, and a kill at any moment leaves the directory usable. What scores come from, the outcome and each record, has a
-checksum with it, so a damaged disk changes none unseen.
+or none, and a kill at any moment leaves the directory usable. What scores come from, the configuration, the outcome and
+each record, has a checksum with it, so a damaged disk changes none unseen.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Any, BinaryIO, TypeVar, get_args, get_origin, get_type_hints
 
 from training.atomic_files import remove, sync_folder, temporary, write_atomically, write_once
 from training.checksums import Position, checksum, is_whole, position_of
-from training.config import JobConfig, dump_yaml, job_config, read_layer
+from training.config import JobConfig, dump_sealed, job_config, read_sealed
 from training.errors import DataError, Failure, FailureKind
 from training.full_disk import naming
 
@@ -201,7 +201,7 @@ class RunDir:
         self.add_findings(damaged)
         if is_last:
             self.write_next(None)
-        write_atomically(self.config, dump_yaml(config.model_dump()).encode())
+        self.write_config(config)
 
     def tidy(self) -> None:
         """Remove what processes that were killed have left half written; none may be at work here."""
@@ -257,9 +257,13 @@ class RunDir:
         advice = f"the training goes on from {self.position()}" if whole else "the training starts anew"
         return [Finding(key=str(path), message=message, advice=advice) for path in damaged]
 
+    def write_config(self, config: JobConfig) -> None:
+        """Write ``config.yaml``."""
+        write_atomically(self.config, dump_sealed(config.model_dump()))
+
     def load_config(self) -> JobConfig:
-        """Read ``config.yaml``. Raises ConfigError."""
-        return job_config(read_layer(self.config))
+        """Read ``config.yaml``. Raises ConfigError, also where it is not what was written."""
+        return job_config(read_sealed(self.config))
 
     def log(self, name: str) -> Path:
         """The log file of ``agent`` or ``rank_0``."""

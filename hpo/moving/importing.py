@@ -36,7 +36,7 @@ from hpo.moving.snapshot import (
     put,
 )
 from hpo.study import DEFINITION, FOLDER, UID
-from training.config import dump_yaml, parse_layer
+from training.config import dump_sealed, parse_layer, require_whole
 from training.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -148,13 +148,14 @@ def _lay_out(archive: Archive, staging: Path, artifacts: dict[str, str], root: s
 
 
 def _with_root(data: bytes, root: str) -> bytes:
-    """A recorded configuration whose ``output.root`` is here; as it was where it cannot be read."""
+    """A recorded configuration whose ``output.root`` is here; as it was where it is damaged."""
     try:
+        require_whole(data, name="config.yaml")
         values = parse_layer(data.decode(), name="config.yaml").values
         if values["output"]["root"] == root:
             return data
         values["output"]["root"] = root
-        return dump_yaml(values).encode()
+        return dump_sealed(values)
     except (ConfigError, ValueError, KeyError, TypeError):
         return data
 

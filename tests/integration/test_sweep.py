@@ -256,10 +256,13 @@ def test_a_paused_trial_is_taken_up_again_in_its_place_when_it_may_still_win(wor
     assert "started" not in run_hpo("sweep", "--study", "digits", "--trials", "5").stderr
 
 
-def test_train_best_refuses_data_that_are_split_otherwise_than_in_the_search(workplace: Path) -> None:
+def test_train_best_refuses_a_changed_record_and_data_split_otherwise_than_in_the_search(workplace: Path) -> None:
     run_hpo("sweep", "--study", "digits", "--trials", "1")
     recorded = workplace / "runs" / "digits" / "trial_0000" / "config.yaml"
     recorded.write_text(recorded.read_text().replace("max_samples: 300", "max_samples: 200"))
+    refused = run_hpo("train-best", "--study", "digits", status=2)
+    assert f"error: {recorded}: is not what was written" in refused.stderr
+    recorded.write_text(recorded.read_text().partition("\n")[2])
     refused = run_hpo("train-best", "--study", "digits", status=2)
     assert "error: the data have changed" in refused.stderr
     assert not list(workplace.glob("runs/digits/best*/model"))
@@ -267,8 +270,8 @@ def test_train_best_refuses_data_that_are_split_otherwise_than_in_the_search(wor
 
 def test_an_interrupted_train_best_says_how_to_go_on_and_stays_one_run(workplace: Path) -> None:
     run_hpo("sweep", "--study", "digits", "--trials", "1")
-    recorded = workplace / "runs" / "digits" / "trial_0000" / "config.yaml"
-    recorded.write_text(recorded.read_text().replace("epochs: 2", "epochs: 1000"))
+    recorded = RunDir(workplace / "runs" / "digits" / "trial_0000")
+    recorded.write_config(recorded.load_config().with_values({"training.epochs": 1000}))
     started = start_hpo("train-best", "--study", "digits")
     wait_until(lambda: RunDir(workplace / "runs/digits/best").last_epoch() > 0, started)
     started.send_signal(signal.SIGINT)

@@ -148,8 +148,8 @@ def tags_of_models() -> set[tuple[str, str]]:
 @pytest.mark.nightly
 def test_an_interrupted_ensemble_goes_on_where_it_was(workplace: Path) -> None:
     run_hpo("sweep", "--study", "digits", "--trials", "1")
-    recorded = STUDY / "trial_0000" / "fold_1" / "config.yaml"
-    recorded.write_text(recorded.read_text().replace("epochs: 2", "epochs: 1000"))
+    recorded = RunDir(STUDY / "trial_0000" / "fold_1")
+    recorded.write_config(recorded.load_config().with_values({"training.epochs": 1000}))
     started = start_hpo("train-best", "--study", "digits", "--select", "ensemble")
     second = RunDir(STUDY / "best_ensemble" / "trial_0000_fold_1")
     deadline = time.monotonic() + 120

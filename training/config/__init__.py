@@ -24,6 +24,7 @@ from training.config.schema import (
     JobConfig,
     Section,
 )
+from training.config.sealed import dump_sealed, read_sealed, require_whole
 from training.config.size import Size, parse_size
 from training.config.source import KeyPath, Layer, dump_yaml, parse_layer, read_layer
 
@@ -38,6 +39,7 @@ __all__ = [
     "Section",
     "Size",
     "assign",
+    "dump_sealed",
     "dump_yaml",
     "find_file",
     "flatten",
@@ -51,6 +53,8 @@ __all__ = [
     "parse_size",
     "problems_of",
     "read_layer",
+    "read_sealed",
+    "require_whole",
     "settings_layer",
     "suggestion",
     "valid_part",

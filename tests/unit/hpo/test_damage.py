@@ -23,6 +23,8 @@ from hpo.definition import load_definition
 from hpo.endings import outage
 from hpo.errors import HpoError
 from hpo.ledger import LedgerStorage
+from hpo.moving.importing import _with_root
+from hpo.opening import require_resumable
 from hpo.reporting.report import report_on
 from hpo.reporting.summary import describe_best, describe_status
 from hpo.selection import chosen_trial
@@ -30,7 +32,8 @@ from hpo.storage import open_storage
 from hpo.study import FAILURE, SPLIT_ID, ask, load_study, open_study, study_names
 from hpo.tally import FOLD_SCORES
 from tests.unit.hpo.test_cross_validation import going_on, leave
-from training.errors import Failure, FailureKind, TrainingError
+from training.config.sealed import MARK, dump_sealed
+from training.errors import ConfigError, Failure, FailureKind, TrainingError
 from training.predictions import Predictions, load_predictions, write_predictions
 from training.run_dir import Finding, Outcome, RunDir
 
@@ -118,7 +121,7 @@ READERS: dict[str, Callable[[RunDir], Any]] = {
     "findings.jsonl": RunDir.load_findings,
     "config.yaml": RunDir.load_config,
 }
-SEALED = ("result.json", "metrics.jsonl")
+SEALED = ("result.json", "metrics.jsonl", "config.yaml")
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -132,9 +135,35 @@ def test_a_damaged_file_of_a_run_is_what_it_was_or_an_error(run_dir: RunDir, nam
         found = read(run_dir)
         if name == "metrics.jsonl":  # what is cut off was not written yet
             assert found == before[: len(found)]
-        elif name in SEALED:
+        elif name in SEALED and (name != "config.yaml" or path.read_bytes().startswith(MARK)):
             assert found == before
     path.write_bytes(whole)
+
+
+@examples(50)
+@given(damage=FLIPS)
+def test_a_flipped_bit_changes_no_configuration(run_dir: RunDir, damage: Damage) -> None:
+    whole, before = run_dir.config.read_bytes(), run_dir.load_config()
+    run_dir.config.write_bytes(damage(whole))
+    with contextlib.suppress(TrainingError):
+        assert run_dir.load_config() == before
+    run_dir.config.write_bytes(whole)
+
+
+def test_a_training_does_not_go_on_by_a_damaged_configuration(run_dir: RunDir) -> None:
+    require_resumable(run_dir.path)
+    whole = run_dir.config.read_bytes()
+    run_dir.config.write_bytes(whole.replace(b"epochs: 2", b"epochs: 3"))
+    with pytest.raises(ConfigError, match="is not what was written"):
+        require_resumable(run_dir.path)
+    run_dir.config.write_bytes(whole)
+
+
+def test_an_import_does_not_take_a_damaged_configuration_for_a_whole_one() -> None:
+    data = dump_sealed({"seed": 1, "output": {"root": "there"}})
+    assert _with_root(data, "here") == dump_sealed({"seed": 1, "output": {"root": "here"}})
+    damaged = data.replace(b"seed: 1", b"seed: 2")
+    assert _with_root(damaged, "here") == damaged != data
 
 
 @pytest.mark.parametrize("name", ["result.json", "error.json"])

@@ -383,6 +383,23 @@ def test_a_missing_or_damaged_configuration_is_a_config_error(plain: RunDir) -> 
         plain.load_config()
 
 
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_configuration_that_is_not_what_was_written_is_a_config_error(plain: RunDir, damage: str) -> None:
+    plain.write_config(JobConfig().with_values({"optimizer.lr": 0.3}))
+    data = plain.config.read_bytes()
+    damaged = {"flip": data.replace(b"lr: 0.3", b"lr: 0.7"), "cut": data[: data.index(b"  lr: ")], "empty": b""}
+    plain.config.write_bytes(damaged[damage])
+    with pytest.raises(ConfigError, match=r"config.yaml: is not what was written: .* or remove that line"):
+        plain.load_config()
+
+
+def test_a_configuration_without_its_checksum_is_taken_as_it_is(plain: RunDir) -> None:
+    plain.write_config(JobConfig().with_values({"optimizer.lr": 0.3}))
+    _, _, below = plain.config.read_bytes().partition(b"\n")
+    plain.config.write_bytes(below.replace(b"lr: 0.3", b"lr: 0.7"))
+    assert plain.load_config() == JobConfig().with_values({"optimizer.lr": 0.7})
+
+
 # The first failure
 
 
