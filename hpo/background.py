@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
-from hpo.events import Event, JobLabel, JobProgress, is_interrupted, is_last
+from hpo.events import Event, JobLabel, JobProgress, SweepFinished, is_interrupted, is_last
 from hpo.mlflow_runs import Model
 
 WRITE_INTERVAL_S = 10.0
@@ -84,7 +84,7 @@ class Background:
             self._left_out = True
             self._notices.put(f"MLflow ({self.where}) hangs: some of what happens now will be missing there")
         if is_last(event):
-            self._wait(is_interrupted=is_interrupted(event))
+            self._wait(event)
         self._say_notices()
 
     def log_model(self, label: JobLabel, model: Model) -> str:
@@ -103,15 +103,18 @@ class Background:
         places = MAX_QUEUED // 2 if isinstance(event, JobProgress) else MAX_QUEUED
         return is_last(event) or self._queue.qsize() < places
 
-    def _wait(self, *, is_interrupted: bool) -> None:
+    def _wait(self, last: Event) -> None:
         is_written, before = threading.Event(), self._writer.num_steps
         self._queue.put(is_written.set)
         # The writer ends its tries itself after LAST_WRITES_S or CATCH_UP_S, unless one of them hangs.
-        goes_on = _wait_until(self._is_ready.is_set, LAST_WRITES_S if is_interrupted else OPENING_S)
+        goes_on = _wait_until(self._is_ready.is_set, LAST_WRITES_S if is_interrupted(last) else OPENING_S)
         while goes_on and not _wait_until(is_written.is_set, LAST_WRITES_S + 1.0):
-            goes_on, before = not is_interrupted and self._writer.num_steps != before, self._writer.num_steps
+            goes_on, before = not is_interrupted(last) and self._writer.num_steps != before, self._writer.num_steps
         if not is_written.is_set():
             self._notices.put(f"MLflow ({self.where}) hangs: the last results may be missing there")
+        elif isinstance(last, SweepFinished) and self._writer.has_unwritten:
+            again = "the same command, called again when it answers, writes them"
+            self._notices.put(f"MLflow ({self.where}) lacks some of the results: {again}")
 
     def _say_notices(self) -> None:
         while not self._notices.empty():

@@ -136,9 +136,6 @@ class MlflowTracker:
         deadline, self._last_writes_s = self._taken_at + self._last_writes_s, 0.0
         for _ in range(2):
             self._write(deadline, to_the_end=True)
-        if self._sweep is not None and (num_lacking := sum(not run.is_written for run in self._all())):
-            again = "called again when it answers, the same command writes those of trials"
-            self._notice(f"MLflow ({self.where}) lacks runs ({num_lacking}) in whole or in part: {again}")
 
     @property
     def has_unwritten(self) -> bool:

@@ -103,6 +103,8 @@ def without_mlflow(
     if is_there:
         server.start()
     began, process = time.monotonic(), setting.start()
+    while not [*setting.run_dirs.glob("trial_0000/fold_*")] and process.poll() is None:
+        time.sleep(0.1)
     kills = _kill_often(server, process, num_kills, mean_s, random.Random(seed))
     statuses, seconds = [process.wait()], time.monotonic() - began
     if not is_there:

@@ -205,6 +205,13 @@ def test_an_interrupted_sweep_does_not_wait_for_mlflow_to_open(monkeypatch: pyte
     assert "hangs" in sender.notices[0]
 
 
+def test_what_mlflow_still_lacks_at_the_end_of_a_sweep_is_said(sender: Sender) -> None:
+    sender.writer.num_refusals = 1_000_000
+    sender.listen(END)
+    [notice] = sender.notices
+    assert "MLflow (somewhere) lacks some of the results: the same command" in notice
+
+
 def test_ctrl_c_ends_the_wait_at_the_end(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has jobs in its background ignore it
     monkeypatch.setattr(background, "LAST_WRITES_S", 3600.0)

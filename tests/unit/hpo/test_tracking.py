@@ -804,8 +804,6 @@ def test_the_end_of_a_sweep_goes_on_as_long_as_mlflow_takes_it_unless_it_was_int
     monkeypatch.setattr(tracker._runs, "write", slow)
     send(tracker, SweepFinished(interrupted=interrupted))
     assert tracker.has_unwritten is interrupted
-    assert [notice for notice in mlflow.notices if "lacks runs" in notice] == mlflow.notices[1:]
-    assert len(mlflow.notices) == 1 + interrupted
 
 
 def test_a_run_that_was_deleted_in_the_ui_costs_no_other(mlflow: Mlflow) -> None:
