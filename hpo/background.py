@@ -17,13 +17,15 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
-from hpo.events import Event, JobLabel, JobProgress, is_interrupted, is_last
+from hpo.events import Event, JobLabel, JobProgress, SweepFinished, is_interrupted, is_last
 from hpo.mlflow_runs import Model
 
 WRITE_INTERVAL_S = 10.0
 """What comes within this time is written together: a fold that came and went meanwhile costs three calls."""
 LAST_WRITES_S = 15.0
 """The end of a sweep tries for this long to write what is missing."""
+CATCH_UP_S = 300.0
+"""It tries for longer, up to this, as long as MLflow takes something; not when it was interrupted."""
 OPENING_S = 60.0
 """It waits for this long before, if it must, for the writer to be ready: on a slow disk an import takes its time.
 One that was interrupted waits no longer than for the last writes."""
@@ -50,6 +52,10 @@ class Writer(Protocol):
     @property
     def has_unwritten(self) -> bool:
         """Whether another try may write more."""
+
+    @property
+    def num_steps(self) -> int:
+        """Grows as long as it gets anywhere; asked for by another thread."""
 
     def log_model(self, label: JobLabel, model: Model) -> str:
         """Log `model` after all that was heard; returns its URI, or ""."""
@@ -78,7 +84,7 @@ class Background:
             self._left_out = True
             self._notices.put(f"MLflow ({self.where}) hangs: some of what happens now will be missing there")
         if is_last(event):
-            self._wait(LAST_WRITES_S if is_interrupted(event) else OPENING_S)
+            self._wait(event)
         self._say_notices()
 
     def log_model(self, label: JobLabel, model: Model) -> str:
@@ -97,13 +103,18 @@ class Background:
         places = MAX_QUEUED // 2 if isinstance(event, JobProgress) else MAX_QUEUED
         return is_last(event) or self._queue.qsize() < places
 
-    def _wait(self, opening_s: float) -> None:
-        is_written = threading.Event()
+    def _wait(self, last: Event) -> None:
+        is_written, before = threading.Event(), self._writer.num_steps
         self._queue.put(is_written.set)
-        # The writer ends its tries itself after LAST_WRITES_S, unless one of them hangs.
-        is_ready = _wait_until(self._is_ready.is_set, opening_s)
-        if not (is_ready and _wait_until(is_written.is_set, LAST_WRITES_S + 1.0)):
+        # The writer ends its tries itself after LAST_WRITES_S or CATCH_UP_S, unless one of them hangs.
+        goes_on = _wait_until(self._is_ready.is_set, LAST_WRITES_S if is_interrupted(last) else OPENING_S)
+        while goes_on and not _wait_until(is_written.is_set, LAST_WRITES_S + 1.0):
+            goes_on, before = not is_interrupted(last) and self._writer.num_steps != before, self._writer.num_steps
+        if not is_written.is_set():
             self._notices.put(f"MLflow ({self.where}) hangs: the last results may be missing there")
+        elif isinstance(last, SweepFinished) and self._writer.has_unwritten:
+            again = "the same command, called again when it answers, writes them"
+            self._notices.put(f"MLflow ({self.where}) lacks some of the results: {again}")
 
     def _say_notices(self) -> None:
         while not self._notices.empty():

@@ -104,8 +104,11 @@ class Run:
 
     @property
     def waits_for_children(self) -> bool:
-        """Whether some have not ended, or MLflow lacks something of them that it did not refuse."""
-        return any(not child.is_done and not child.failures for child in self.children.values())
+        """Whether some of a trial have not ended, or MLflow lacks something of them, if only because it is away.
+
+        A trial that it shows as over is not told again by the next sweep; a study is, and waits for nothing.
+        """
+        return self.parent is not None and any(not child.is_done for child in self.children.values())
 
     def tree(self) -> Iterator[Run]:
         """Itself, then its children, each with theirs."""
@@ -154,7 +157,7 @@ class Runs:
         """Bring MLflow to what `run` is, and add `points` to its metrics.
 
         What is written is taken out of `run`: after an error, another call writes the rest. Points may come twice.
-        It ends after its children: one that MLflow shows as over needs no second look.
+        A trial ends after its folds: one that MLflow shows as over needs no second look.
         """
         self._open(run)
         self._log(run, points)

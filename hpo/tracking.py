@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from hpo.background import LAST_WRITES_S, WRITE_INTERVAL_S, Background
+from hpo.background import CATCH_UP_S, LAST_WRITES_S, WRITE_INTERVAL_S, Background
 from hpo.criteria import as_tuple, by_metric
 from hpo.events import (
     Event,
@@ -30,6 +30,7 @@ from hpo.events import (
     TrialFinished,
     TrialStarted,
     TrialState,
+    is_interrupted,
     is_last,
 )
 from hpo.masking import masked, secrets_of
@@ -104,8 +105,10 @@ class MlflowTracker:
         """The last job without a study, for its model."""
         self._highest_trial = -1
         self._records: deque[tuple[Run, Record]] = deque(maxlen=MAX_RECORDS_KEPT)
-        self._is_ending = self._knows_the_past = False
-        self._paused_until = -math.inf
+        self._last_writes_s, self._knows_the_past = 0.0, False
+        self._paused_until = self._taken_at = -math.inf
+        self.num_steps = 0
+        """Runs written, and events of the past heard."""
 
     def open(self) -> None:
         """Import MLflow and open its store; what goes wrong now is said when there is something to write."""
@@ -127,11 +130,12 @@ class MlflowTracker:
         At the end of a sweep or a job without one, all is tried, and what fails once is tried once more.
         """
         self._hear_the_past()
-        if not self._is_ending:
-            return self._write(WRITE_INTERVAL_S)
-        self._is_ending, deadline = False, self._clock() + LAST_WRITES_S
+        if not self._last_writes_s:
+            return self._write(self._clock() + WRITE_INTERVAL_S)
+        self._taken_at = self._clock()
+        deadline, self._last_writes_s = self._taken_at + self._last_writes_s, 0.0
         for _ in range(2):
-            self._write(deadline - self._clock(), to_the_end=True)
+            self._write(deadline, to_the_end=True)
 
     @property
     def has_unwritten(self) -> bool:
@@ -152,7 +156,7 @@ class MlflowTracker:
             self._notice(f"the model in {model.folder} is not registered in MLflow: {self._reason(error)}")
             return ""
         self._paused_until = -math.inf
-        self._write(LAST_WRITES_S)
+        self._write(self._clock() + LAST_WRITES_S)
         return uri
 
     def _hear(self, event: Event, at: float) -> None:
@@ -173,7 +177,8 @@ class MlflowTracker:
                 self._finish_trial(event, at)
             case SweepFinished():
                 self._finish_sweep(event, at)
-        self._is_ending = self._is_ending or is_last(event)
+        if is_last(event):
+            self._last_writes_s = LAST_WRITES_S if is_interrupted(event) else CATCH_UP_S
 
     def _hear_the_past(self) -> None:
         """Once MLflow can say what it knows of the study: what it lacks of trials whose process was killed."""
@@ -184,19 +189,23 @@ class MlflowTracker:
             known = self._runs.trials(self._sweep.study, self._identity("trial"))
             for event, at in self._sweep.told_again(known):
                 self._hear(event, at)
+                self.num_steps += 1
+                if isinstance(event, TrialFinished) and event.number in known:
+                    self._study.children[event.number].orphans = self._identity("fold", trial=event.number)
             self._knows_the_past = True
         except Exception:  # as any write, it is tried again
             self._paused_until = self._clock() + PAUSE_FACTOR * (self._clock() - started)
 
-    def _write(self, lasts_s: float, *, to_the_end: bool = False) -> None:
+    def _write(self, deadline: float, *, to_the_end: bool = False) -> None:
         records = defaultdict[Run, list[Record]](list)
         for run, record in self._records:
             records[run].append(record)
-        kept, deadline = dict.fromkeys(self._all()), self._clock() + lasts_s
+        kept = dict.fromkeys(self._all())
         lacking = [run for run in kept if run in records or not run.is_written]
         for run in sorted(lacking, key=_urgency):
-            is_paused = self._clock() < self._paused_until and not to_the_end
-            if is_paused or self._clock() >= deadline:
+            now = self._clock()
+            is_vain = now >= self._taken_at + LAST_WRITES_S if to_the_end else now < self._paused_until
+            if is_vain or now >= deadline:
                 break
             if self._try(run, [point for record in records[run] for point in _points(record)]):
                 del kept[run]
@@ -216,6 +225,8 @@ class MlflowTracker:
                 " Training goes on and MLflow is tried again; to do without it, set `mlflow: off`.",
             )
             return False
+        self._taken_at = self._clock()
+        self.num_steps += 1
         return True
 
     def _forget(self) -> None:
@@ -293,7 +304,7 @@ class MlflowTracker:
         is_known = event.number in study.children
         run = self._trial(event.number, at)
         if not is_known:  # its process was killed, and with it what should have ended its folds
-            run.orphans = {**self._identity("trial", trial=event.number), "hpo.kind": "fold"}
+            run.orphans = self._identity("fold", trial=event.number)
         for fold in run.children.values():
             if fold.status == RUNNING:
                 fold.end("KILLED", at)
@@ -376,14 +387,14 @@ class MlflowTracker:
         return self._study.children[label.trial].children[label.fold]
 
 
-def _urgency(run: Run) -> tuple[int, bool, int, float]:
+def _urgency(run: Run) -> tuple[int, bool, float, int]:
     """What MLflow refused goes last, so that it holds up no other; trials that it shows as running go first.
 
-    Folds go before their trial, and the study last: a run ends after its children.
+    Of the others, what was over first: one trial after the other, each after its folds.
     """
     trial = run.parent if run.depth == 2 else run
     is_shown = trial is not None and trial.depth == 1 and trial.written_status == RUNNING
-    return run.failures, not is_shown, -run.depth, run.started
+    return run.failures, not is_shown, run.ended or run.started, -run.depth
 
 
 def _points(record: Record) -> Iterator[Point]:

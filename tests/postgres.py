@@ -68,7 +68,7 @@ class PostgresServer:
         """On a free port, or on the one that it had. Returns when the server answers."""
         log = self._directory / "log"
         for _ in range(self.START_ATTEMPTS):
-            port = self._port or _free_port()
+            port = self._port or free_port()
             options = f"-h {self._address} -p {port} -F -c unix_socket_directories="
             with contextlib.suppress(RuntimeError):
                 self._run("pg_ctl", "start", "-w", "-D", str(self._data), "-l", str(log), "-o", options)
@@ -112,7 +112,8 @@ def _unprivileged_user() -> str | None:
     return "postgres" if "postgres" in users else "nobody"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listened at just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -58,7 +58,7 @@ class History:
             *self._of_states(num_trials),
             *self._of_successors(),
             *self._of_folds(num_folds),
-            *self._of_mlflow(num_folds),
+            *self.of_mlflow(),
             *self._of_files(),
             *self._of_processes(),
         ]
@@ -104,7 +104,8 @@ class History:
             if len(by) > 1:
                 yield f"fold {fold} of trial {root} was trained to its end by trials {sorted(by)}"
 
-    def _of_mlflow(self, num_folds: int) -> Iterator[str]:
+    def of_mlflow(self) -> Iterator[str]:
+        """What does not hold of its runs in MLflow, where that is a SQLite file beside its folder."""
         path = self.folder.parent / "mlflow.db"
         if not path.exists():
             return
@@ -112,16 +113,20 @@ class History:
 
         client = MlflowClient(f"sqlite:///{path}")
         experiment = client.get_experiment_by_name(self.study.study_name)
-        runs = [] if experiment is None else client.search_runs([experiment.experiment_id], max_results=5000)
+        runs = [] if experiment is None else client.search_runs([experiment.experiment_id], max_results=50_000)
         seen = Counter((run.data.tags.get("hpo.trial"), run.data.tags.get("hpo.fold")) for run in runs)
         yield from (f"MLflow has {count} runs of {which}" for which, count in seen.items() if count > 1)
         for run in runs:
             if run.info.status == "RUNNING":
                 yield f"MLflow shows {run.info.run_name} as RUNNING"
         for trial in self.trials:
-            is_there = seen[str(trial.number), None] == 1
-            if trial.state is TrialState.COMPLETE and not is_there:
-                yield f"MLflow lacks trial {trial.number}"
+            if trial.state is not TrialState.COMPLETE:
+                continue
+            rows = self._storage.folds(trial._trial_id)
+            own = [str(row.fold) for row in rows if row.state is FoldState.COMPLETE and row.trained_by == trial.number]
+            for fold in (None, *own):
+                if seen[str(trial.number), fold] == 0:
+                    yield f"MLflow lacks trial {trial.number}{f' fold {fold}' if fold else ''}"
 
     def _of_files(self) -> Iterator[str]:
         complete = {f"trial_{trial.number:04d}" for trial in self.trials if trial.state is TrialState.COMPLETE}

@@ -24,7 +24,7 @@ study: chaos
 base: {checkout}/config/train.yaml
 config:
   task: image_classification
-  data: {{name: digits, max_samples: 300}}
+  data: {{name: digits, max_samples: {max_samples}}}
   model: {{architecture: mlp, hidden_size: 16, num_hidden_layers: 1, dropout: 0.1}}
   training: {{epochs: {epochs}, global_batch_size: 32}}
   distributed: {{strategy: {strategy}, devices: {devices}, accelerator: cpu, threads_per_rank: 1}}
@@ -37,6 +37,7 @@ sampler: {{name: random, seed: 1}}
 stopping: {{epochs: none, folds: none}}
 recovery: {{max_retries: 1000, no_progress_timeout: {no_progress_s}s}}
 budget: {{trials: {trials}}}
+mlflow: {mlflow}
 """
 
 
@@ -46,11 +47,15 @@ class Setting:
 
     folder: Path
     trials: int
+    folds: int = NUM_FOLDS
     epochs: int = 20
+    max_samples: int = 300
     num_ranks: int = 2
     no_progress_s: float = 60.0
     storage: str | None = None
     """SQLAlchemy URL; a SQLite file in the folder when not given."""
+    mlflow: str | None = None
+    """Tracking URI; another SQLite file there when not given."""
 
     @property
     def url(self) -> str:
@@ -65,10 +70,12 @@ class Setting:
         self.folder.mkdir(parents=True, exist_ok=True)
         strategy = "ddp" if self.num_ranks > 1 else "none"
         values = {
-            "folds": NUM_FOLDS,
+            "folds": self.folds,
             "trials": self.trials,
             "epochs": self.epochs,
+            "max_samples": self.max_samples,
             "no_progress_s": self.no_progress_s,
+            "mlflow": self.mlflow or "null",
         }
         text = STUDY.format(checkout=CHECKOUT, strategy=strategy, devices=self.num_ranks, **values)
         (self.folder / "chaos.yaml").write_text(text)

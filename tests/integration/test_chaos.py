@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.away import mlflow_server, without_mlflow
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.network import HERE, NoNetworkError, network
 from tests.chaos.points import dies_before_some
+from tests.chaos.soak import soak
 from tests.chaos.sweeps import NUM_FOLDS, Setting, cut_off, side_by_side, storm
 from tests.postgres import PostgresMissingError, running_server
 
@@ -68,3 +70,14 @@ def test_a_worker_that_was_cut_off_from_the_database_loses_its_trial_and_doubles
             history.close()
     except (NoNetworkError, PostgresMissingError) as missing:
         pytest.skip(str(missing))
+
+
+def test_mlflow_has_all_of_a_sweep_after_its_server_was_killed(tmp_path: Path) -> None:
+    with mlflow_server(tmp_path / "runs") as server:
+        setting = Setting(folder=tmp_path, trials=3, epochs=8, num_ranks=1, mlflow=server.url)
+        assert without_mlflow(setting, server, num_kills=1, seed=4).violations == []  # soon, and not for long
+
+
+def test_nothing_that_a_sweep_holds_grows_with_its_trials(tmp_path: Path) -> None:
+    setting = Setting(folder=tmp_path, trials=12, folds=2, epochs=1, max_samples=200, num_ranks=1)
+    assert soak(setting, every_s=0.2, checks_memory=False).violations == []

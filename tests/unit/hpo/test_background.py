@@ -37,6 +37,7 @@ class FakeWriter:
         self.may_write.set()
         self.threads, self.num_refusals = set[int](), 0
         self.on_write: Callable[[], None] = lambda: None
+        self.on_look: Callable[[], int] = lambda: 0
 
     def open(self) -> None:
         self.threads.add(threading.get_ident())
@@ -59,6 +60,10 @@ class FakeWriter:
     @property
     def has_unwritten(self) -> bool:
         return len(self.written) < len(self.heard)
+
+    @property
+    def num_steps(self) -> int:
+        return self.on_look()
 
     def log_model(self, label: JobLabel, model: Model) -> str:
         self.threads.add(threading.get_ident())
@@ -169,6 +174,26 @@ def test_the_end_does_not_wait_for_ever(sender: Sender, monkeypatch: pytest.Monk
     sender.writer.may_write.set()
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_end_waits_as_long_as_the_writer_gets_on_unless_it_was_interrupted(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    monkeypatch.setattr(background, "LAST_WRITES_S", -0.99)
+    looks = iter(range(1_000_000))
+
+    def look() -> int:
+        if (num_steps := next(looks)) == 5:
+            sender.writer.may_write.set()
+        return num_steps
+
+    sender.writer.on_look = look
+    sender.writer.may_write.clear()
+    end = SweepFinished(interrupted=interrupted)
+    sender.listen(end)
+    assert (sender.writer.written == [end]) is not interrupted
+    assert len(sender.notices) == interrupted
+
+
 def test_an_interrupted_sweep_does_not_wait_for_mlflow_to_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "OPENING_S", 3600.0)
     monkeypatch.setattr(background, "LAST_WRITES_S", 0.01)
@@ -178,6 +203,13 @@ def test_an_interrupted_sweep_does_not_wait_for_mlflow_to_open(monkeypatch: pyte
     sender.listen(SweepFinished(interrupted=True))
     gate.set()
     assert "hangs" in sender.notices[0]
+
+
+def test_what_mlflow_still_lacks_at_the_end_of_a_sweep_is_said(sender: Sender) -> None:
+    sender.writer.num_refusals = 1_000_000
+    sender.listen(END)
+    [notice] = sender.notices
+    assert "MLflow (somewhere) lacks some of the results: the same command" in notice
 
 
 def test_ctrl_c_ends_the_wait_at_the_end(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import textwrap
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +188,11 @@ def send_at_once(tracker: MlflowTracker, *events: Event) -> None:
     for event in events:
         tracker.hear(event, time.time())
     tracker.write()
+
+
+def told_if_running(*events: Event) -> Callable[[Mapping[int, str]], list[tuple[Event, float]]]:
+    """The past of a study of one trial, as hpo.past tells it."""
+    return lambda known: [(event, time.time()) for event in events] if known.get(0, "RUNNING") == "RUNNING" else []
 
 
 WRITES = ("get_experiment_by_name", "search_runs", "create_run", "log_batch", "log_text", "set_terminated")
@@ -481,6 +486,34 @@ def test_folds_of_a_killed_process_end_with_their_trial(mlflow: Mlflow) -> None:
     assert mlflow.statuses() == {"bert_cv": "RUNNING", "trial 0": "FAILED", "trial 0 fold 1": "KILLED"}
 
 
+def test_a_trial_that_mlflow_has_as_over_is_whole(mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    create_run = MlflowClient.create_run
+
+    def no_fold(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["tags"]["hpo.kind"] == "fold":
+            raise ConnectionError("the server is gone")
+        return create_run(*args, **kwargs)
+
+    with monkeypatch.context() as outage:
+        outage.setattr(MlflowClient, "create_run", no_fold)
+        send_at_once(mlflow.tracker(), sweep(), *one_trial(), SweepFinished())
+    assert mlflow.statuses() == {"bert_cv": "FINISHED", "trial 0": "RUNNING"}
+    past = replace(sweep(), told_again=told_if_running(*one_trial()))
+    send_at_once(mlflow.tracker(), past, SweepFinished())
+    assert [len(mlflow.runs(kind)) for kind in ("study", "trial", "fold")] == [1, 1, 2]
+    assert set(mlflow.statuses().values()) == {"FINISHED"}
+
+
+def test_folds_that_mlflow_did_not_see_end_do_so_when_their_trial_is_told_again(mlflow: Mlflow) -> None:
+    send(mlflow.tracker(), sweep(), trial(), started(label(0)), finished(label(0)), started(label(1)))  # then away
+    past = replace(sweep(), told_again=told_if_running(trial(), told(state=TrialState.PRUNED)))
+    send(mlflow.tracker(), past, SweepFinished())
+    ended = {"bert_cv": "FINISHED", "trial 0": "FINISHED", "trial 0 fold 0": "FINISHED", "trial 0 fold 1": "KILLED"}
+    assert mlflow.statuses() == ended
+
+
 @pytest.mark.parametrize(
     ("state", "status"),
     [(TrialState.COMPLETE, "FINISHED"), (TrialState.PRUNED, "FINISHED"), (TrialState.FAIL, "FAILED")],
@@ -752,6 +785,25 @@ def test_the_end_of_a_sweep_does_not_hang_on_a_dead_server(mlflow: Mlflow, monke
     attempts = break_mlflow(monkeypatch, mlflow.clock, takes_s=10.0)
     send(tracker, SweepFinished())
     assert len(attempts) == 2
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_end_of_a_sweep_goes_on_as_long_as_mlflow_takes_it_unless_it_was_interrupted(
+    mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    tracker = mlflow.tracker()
+    with monkeypatch.context() as outage:
+        break_mlflow(outage, mlflow.clock)
+        send(tracker, sweep(), *(event for number in range(5) for event in one_trial(number)))
+    write = tracker._runs.write
+
+    def slow(run: Run, points: Sequence[Point] = ()) -> None:
+        mlflow.clock.now += 10.0
+        write(run, points)
+
+    monkeypatch.setattr(tracker._runs, "write", slow)
+    send(tracker, SweepFinished(interrupted=interrupted))
+    assert tracker.has_unwritten is interrupted
 
 
 def test_a_run_that_was_deleted_in_the_ui_costs_no_other(mlflow: Mlflow) -> None:
