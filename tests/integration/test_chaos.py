@@ -72,6 +72,7 @@ def test_a_worker_that_was_cut_off_from_the_database_loses_its_trial_and_doubles
         pytest.skip(str(missing))
 
 
+@pytest.mark.nightly
 def test_mlflow_has_all_of_a_sweep_after_its_server_was_killed(tmp_path: Path) -> None:
     with mlflow_server(tmp_path / "runs") as server:
         setting = Setting(folder=tmp_path, trials=3, epochs=8, num_ranks=1, mlflow=server.url)
