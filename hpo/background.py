@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
-from hpo.events import Event, JobLabel, JobProgress, SweepFinished, is_interrupted, is_last
+from hpo.events import Event, JobLabel, JobProgress, SweepFinished, is_hurried, is_last
 from hpo.mlflow_runs import Model
 
 WRITE_INTERVAL_S = 10.0
@@ -25,7 +25,7 @@ WRITE_INTERVAL_S = 10.0
 LAST_WRITES_S = 15.0
 """The end of a sweep tries for this long to write what is missing."""
 CATCH_UP_S = 300.0
-"""It tries for longer, up to this, as long as MLflow takes something; not when it was interrupted."""
+"""It tries for longer, up to this, as long as MLflow takes something; not when it was interrupted or has a deadline."""
 OPENING_S = 60.0
 """It waits for this long before, if it must, for the writer to be ready: on a slow disk an import takes its time.
 One that was interrupted waits no longer than for the last writes."""
@@ -107,9 +107,11 @@ class Background:
         is_written, before = threading.Event(), self._writer.num_steps
         self._queue.put(is_written.set)
         # The writer ends its tries itself after LAST_WRITES_S or CATCH_UP_S, unless one of them hangs.
-        goes_on = _wait_until(self._is_ready.is_set, LAST_WRITES_S if is_interrupted(last) else OPENING_S)
+        goes_on = _wait_until(self._is_ready.is_set, LAST_WRITES_S if is_hurried(last) else OPENING_S)
         while goes_on and not _wait_until(is_written.is_set, LAST_WRITES_S + 1.0):
-            goes_on, before = not is_interrupted(last) and self._writer.num_steps != before, self._writer.num_steps
+            num_steps = self._writer.num_steps
+            goes_on = num_steps != before and not is_hurried(last)
+            before = num_steps
         if not is_written.is_set():
             self._notices.put(f"MLflow ({self.where}) hangs: the last results may be missing there")
         elif isinstance(last, SweepFinished) and self._writer.has_unwritten:

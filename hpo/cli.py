@@ -55,7 +55,17 @@ if TYPE_CHECKING:
     from hpo.orchestrator import Sweep
     from hpo.train_best import Trained
 
-IN_THE_CHECKPOINT = ("task", "seed", "data.", "model.", "lora", "embedding.", "optimizer.", "scheduler.")
+IN_THE_CHECKPOINT = (
+    "task",
+    "seed",
+    "data.",
+    "model.",
+    "lora",
+    "embedding.",
+    "optimizer.",
+    "scheduler.",
+    "training.global_batch_size",
+)
 """Keys whose values a checkpoint already holds the consequences of."""
 
 app = typer.Typer(

@@ -1,13 +1,12 @@
 """Folds that must have ended at a certain time: which still fit before it, and which of those that run are parked.
 
 How long a fold takes is what the folds of its trial took, at the median, else those of the study, epoch by epoch. A
-fold that runs is asked to stop as soon as its present epoch will not end in time: only a finished epoch leaves a
-checkpoint. Times are readings of `clock`, in seconds; without a deadline it is never.
+fold that runs is asked to stop when there is just the time to save what it has, unless its present epoch ends in time.
+Times are readings of `clock`, in seconds; without a deadline it is never.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from statistics import median
@@ -115,5 +114,5 @@ class _Pace:
         if self._epoch_began is None or self._epoch_s is None:
             return latest
         if self._epoch_began + self._epoch_s > at - ENDING_S:
-            return -math.inf
+            return latest
         return max(latest, min(at - ENDING_S, self._epoch_began + LATE * self._epoch_s))

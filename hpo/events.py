@@ -130,6 +130,8 @@ class SweepFinished:
     """No more trials will start; `interrupted` is True after Ctrl-C or SIGTERM."""
 
     interrupted: bool = False
+    hurried: bool = False
+    """The command is to end now: it was interrupted, or has a deadline."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,9 +145,9 @@ Event = SweepStarted | TrialStarted | JobStarted | JobProgress | JobFinished | T
 Listener = Callable[[Event], None]
 
 
-def is_interrupted(event: Event) -> bool:
-    """Whether what ends with it was cut short."""
-    return (isinstance(event, SweepFinished) and event.interrupted) or (
+def is_hurried(event: Event) -> bool:
+    """Whether what ends with it was cut short, or must not take longer."""
+    return (isinstance(event, SweepFinished) and (event.interrupted or event.hurried)) or (
         isinstance(event, JobFinished) and event.result is None
     )
 

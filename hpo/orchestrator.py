@@ -143,7 +143,8 @@ class Sweep:
             raise
         finally:
             self._patience.lasts_s = LAST_OUTAGE_S
-            self._listen(SweepFinished(interrupted=interrupted))
+            is_hurried = interrupted or math.isfinite(self._deadline.at)
+            self._listen(SweepFinished(interrupted=interrupted, hurried=is_hurried))
 
     def _work(self) -> None:
         """Start jobs while there is room and a budget, and hear them, until none runs or the deadline has passed."""
@@ -208,7 +209,7 @@ class Sweep:
     def _recover(self) -> None:
         """Queue the trials again that nobody evaluates any more."""
         max_losses = self._definition.config.recovery.max_retries
-        lost = recover(self._study, self._running, max_losses=max_losses, is_lost=self._silence.is_lost)
+        lost = recover(self._study, self._running, max_losses=max_losses, lost_of=self._silence.lost)
         for number, reason in lost.items():
             self._asks = True
             self._trials.finished(number, TrialState.FAIL, reason=reason)
@@ -217,7 +218,7 @@ class Sweep:
         """Before any trial is asked for: those of sweeps that are gone, or seem to be."""
         self._recover()
         if self._silence.doubtful:
-            numbers = ", ".join(map(str, sorted(self._silence.doubtful)))
+            numbers = ", ".join(map(str, self._silence.doubtful))
             self._say(f"no sign of life of whoever evaluates trial {numbers}; waiting {SILENCE_S:g} s for one")
         while self._silence.doubtful:
             time.sleep(1.0)

@@ -7,32 +7,42 @@ backwards, and none ever does. So nobody is taken for lost whose lease still cha
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hpo.ledger import LEASE_S, Held
 
 SILENCE_S = 15.0
 """How long a lease that has run out is watched; whoever lives renews it three times meanwhile."""
+GAP_S = 10.0
+"""Between two looks, after which the watch begins anew: we were suspended, or nobody could reach the database."""
 
 
 class Silence:
-    """The leases that this process has seen, and since when each has been the same."""
+    """The leases that this process sees at each look, and since when each has been the same."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` is one that nobody sets, in seconds."""
-        self._clock = clock
+        self._clock, self._looked = clock, -math.inf
         self._seen: dict[int, tuple[float, float]] = {}
         """By trial id: when its lease runs out, and when that was first seen."""
-        self.doubtful: set[int] = set()
-        """Numbers of the trials whose lease has run out, and was not watched for long enough."""
+        self.doubtful: list[int] = []
+        """At the last look, numbers of the trials whose lease had run out and was not watched for long enough."""
 
-    def is_lost(self, held: Held) -> bool:
-        """Whether its process is known to be dead, or has not renewed its lease for as long as it was seen to."""
-        expires, since = self._seen.get(held.trial_id, (held.expires, self._clock()))
-        since = since if expires == held.expires else self._clock()
-        self._seen[held.trial_id] = held.expires, since
-        enough_s = SILENCE_S if held.is_expired else LEASE_S + SILENCE_S
-        is_lost = held.holder.is_dead or self._clock() - since >= enough_s
-        (self.doubtful.add if held.is_expired and not is_lost else self.doubtful.discard)(held.number)
-        return is_lost
+    def lost(self, held: Sequence[Held]) -> list[Held]:
+        """Of all leases, those whose process is dead, or has renewed them for too long no more."""
+        now, before = self._clock(), self._seen
+        if now - self._looked > GAP_S:
+            before = {}
+        self._looked, self._seen = now, {}
+        for each in held:
+            expires, since = before.get(each.trial_id, (each.expires, now))
+            self._seen[each.trial_id] = each.expires, since if expires == each.expires else now
+        lost = [each for each in held if each.holder.is_dead or self._is_silent(each)]
+        self.doubtful = [each.number for each in held if each.is_expired and each not in lost]
+        return lost
+
+    def _is_silent(self, held: Held) -> bool:
+        watched_s = self._looked - self._seen[held.trial_id][1]
+        return watched_s >= (SILENCE_S if held.is_expired else LEASE_S + SILENCE_S)

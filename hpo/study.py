@@ -6,7 +6,7 @@ import contextlib
 import math
 import uuid
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -399,21 +399,23 @@ def recover(
     ours: Collection[int] | None = None,
     *,
     max_losses: float = math.inf,
-    is_lost: Callable[[Held], bool] = lambda held: held.is_lost,
+    lost_of: Callable[[Sequence[Held]], Sequence[Held]] | None = None,
 ) -> dict[int, str]:
     """Queue the trials again that nobody evaluates any more (kill -9, a lost machine); returns what became of each, by
     number.
 
     `ours` are those that this process does, None for all that it holds: it was not told of one where the database broke
-    off just as it was given. `is_lost` judges those of others. A trial that was lost more than `max_losses` times
+    off just as it was given. `lost_of` judges those of others. A trial that was lost more than `max_losses` times
     without a new evaluation in between fails: it may be what takes processes down. What is left of their processes on
     this machine is killed first. Any number of processes may do this at once.
     """
     ledger, recovered = ledger_of(study), {}
-    for held in ledger.held(study._study_id):
+    all_held = ledger.held(study._study_id)
+    lost = [each for each in all_held if each.is_lost] if lost_of is None else lost_of(all_held)
+    for held in all_held:
         is_here = held.holder == ledger.holder
         is_unknown = ours is not None and held.number not in ours
-        if is_unknown if is_here else is_lost(held):
+        if is_unknown if is_here else held in lost:
             trial = _trial(study, held.number)
             kill_processes(job_id_prefix(trial_folder(study, trial)))
             losses = _losses(trial)

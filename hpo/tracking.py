@@ -30,7 +30,7 @@ from hpo.events import (
     TrialFinished,
     TrialStarted,
     TrialState,
-    is_interrupted,
+    is_hurried,
     is_last,
 )
 from hpo.masking import masked, secrets_of
@@ -178,7 +178,7 @@ class MlflowTracker:
             case SweepFinished():
                 self._finish_sweep(event, at)
         if is_last(event):
-            self._last_writes_s = LAST_WRITES_S if is_interrupted(event) else CATCH_UP_S
+            self._last_writes_s = LAST_WRITES_S if is_hurried(event) else CATCH_UP_S
 
     def _hear_the_past(self) -> None:
         """Once MLflow can say what it knows of the study: what it lacks of trials whose process was killed."""
@@ -394,7 +394,7 @@ def _urgency(run: Run) -> tuple[int, bool, float, int]:
     """
     trial = run.parent if run.depth == 2 else run
     is_shown = trial is not None and trial.depth == 1 and trial.written_status == RUNNING
-    return run.failures, not is_shown, run.ended or run.started, -run.depth
+    return max(each.failures for each in run.tree()), not is_shown, run.ended or run.started, -run.depth
 
 
 def _points(record: Record) -> Iterator[Point]:

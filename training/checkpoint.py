@@ -50,6 +50,8 @@ class Progress:
     """Optimizer steps."""
     epoch_step: int = 0
     """Those of the epoch that is under way; its samples up to here have been seen."""
+    steps_per_epoch: int = 0
+    """That it would have had in all, as its samples and their batches were."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
 

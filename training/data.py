@@ -200,6 +200,7 @@ class Order(DistributedSampler[Batch]):
     """In which a rank sees its samples in an epoch, less the first `num_done`."""
 
     num_done = 0
+    """Of this rank's."""
 
     def __iter__(self) -> Iterator[Any]:
         return islice(super().__iter__(), self.num_done, None)

@@ -13,16 +13,23 @@ import torch
 
 
 def seed_everything(*key: int) -> None:
-    """Seed Python, NumPy and torch (CPU, and CUDA once in use) from a key such as ``(seed, epoch, rank)``.
+    """Seed Python, NumPy and torch (all devices) from a key such as ``(seed, epoch, rank)``."""
+    torch.manual_seed(_seed_all_but_torch(key))
 
-    In some 20 microseconds, a tenth of what torch.manual_seed takes to ask each kind of device whether it is there.
-    """
+
+def seed_step(*key: int) -> None:
+    """The same for the CPU and the GPUs in use: 20 microseconds, where asking for devices of all kinds takes 200."""
+    word = _seed_all_but_torch(key)
+    torch.default_generator.manual_seed(word)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(word)
+
+
+def _seed_all_but_torch(key: tuple[int, ...]) -> int:
     words = np.random.SeedSequence(key[0], spawn_key=key[1:]).generate_state(2)  # (3,) is not (3, 0, 0)
     random.seed(int(words[0]))
     np.random.seed(words[0])
-    torch.default_generator.manual_seed(int(words[1]))
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(int(words[1]))
+    return int(words[1])
 
 
 def set_arithmetic(device: torch.device) -> None:

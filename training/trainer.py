@@ -21,14 +21,14 @@ from training.checkpoint import Progress, TrainingState
 from training.config import JobConfig
 from training.data import Batch, Loaders
 from training.distributed import RunContext
-from training.errors import NonFiniteLossError
+from training.errors import DataError, NonFiniteLossError
 from training.evaluation import Evaluation, evaluate
 from training.gradients import backward
 from training.optimizer import build_optimizer, build_scheduler
 from training.predictions import Predictions
 from training.reporter import Reporter
 from training.run_dir import Event
-from training.seeding import seed_everything
+from training.seeding import seed_everything, seed_step
 from training.tasks.task import TrainingModule
 
 
@@ -114,8 +114,15 @@ class Training:
         self.kept: Evaluation | None = None
 
     def resume(self) -> None:
-        """Take up the newest checkpoint, if any, and say where the training starts."""
+        """Take up the newest checkpoint, if any, and say where the training starts. Raises DataError."""
         self.at = self.reporter.load(self.state) or self.at
+        steps_per_epoch = self.loaders.steps_per_epoch
+        if self.at.epoch_step and self.at.steps_per_epoch != steps_per_epoch:
+            raise DataError(
+                f"the checkpoint was taken within an epoch of {self.at.steps_per_epoch} steps, which now has"
+                f" {steps_per_epoch}: go on with the same data and training.global_batch_size, or train anew"
+            )
+        self.at.steps_per_epoch = steps_per_epoch
         self.report(
             Event.START,
             world_size=self.context.world_size,
@@ -134,7 +141,7 @@ class Training:
         """The micro-batches of each optimizer step; what does not fill a step waits for another epoch's shuffle."""
         batches = iter(self.loaders.train)
         for step in range(self.at.epoch_step, self.loaders.steps_per_epoch):
-            seed_everything(self.config.seed, self.at.epoch, self.context.rank, step)
+            seed_step(self.config.seed, self.at.epoch, self.context.rank, step)
             yield list(islice(batches, self.loaders.micro_batches_per_step))
 
     def optimize(self, micro_batches: list[Batch]) -> None:
@@ -166,12 +173,10 @@ class Training:
         self.at.epoch, self.at.epoch_step = self.at.epoch + 1, 0
         self.score()
         output, is_last = self.config.output, self.at.epoch == self.config.training.epochs
-        is_pause = self.at.epoch == output.pause_after and not is_last
+        self.stopped = is_pause = self.at.epoch == output.pause_after and not is_last
+        if not is_pause and not is_last:
+            self.hear_stop()  # before it saves: who asks may want a checkpoint
         self.reporter.save(self.state, self.at, is_needed=is_pause or (is_last and output.keep_checkpoint))
-        if is_pause:
-            self.stopped = True
-        elif not is_last:
-            self.hear_stop()
 
     def score(self) -> None:
         """Evaluate and report."""

@@ -25,6 +25,7 @@ from hpo.doctor.mlflow_store import mlflow_findings
 from hpo.errors import HpoError
 from hpo.launchers import job_id_prefix, kill_processes, processes_of
 from hpo.ledger import LEASE_S, NOBODY, Held, Holder, ledger_of
+from hpo.silence import Silence
 from hpo.study import OWNER, finished_trials, folder_name, folder_of, recover
 from hpo.tally import CONTINUES, SAMPLED
 from training.run_dir import JOB_ID
@@ -75,7 +76,11 @@ def _why(held: Held) -> str:
 
 
 def _recovered(study: optuna.Study) -> str:
-    numbers = [*recover(study)]
+    silence = Silence()
+    numbers = [*recover(study, lost_of=silence.lost)]
+    while silence.doubtful:
+        time.sleep(1.0)
+        numbers += recover(study, lost_of=silence.lost)
     return f"{listed(numbers, 'trial')} queued again; a sweep goes on with them" if numbers else "others were faster"
 
 
@@ -83,9 +88,9 @@ def _recovered(study: optuna.Study) -> str:
 
 
 def _processes(study: optuna.Study) -> Iterator[Finding]:
-    """Those with the job id of a trial that is over or lost."""
+    """Those with the job id of a trial that is over, or whose process is dead."""
     running = _pids(study)
-    lost = {each.number for each in _held(study) if each.is_lost}
+    lost = {each.number for each in _held(study) if each.holder.is_dead}
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     leaked = {number: pids for number, pids in running.items() if _is_over(trials.get(number), number in lost)}
     for number, pids in sorted(leaked.items()):

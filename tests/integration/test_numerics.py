@@ -9,6 +9,7 @@ import pytest
 from hpo.trial import JobStatus, TrialResult, run_single_trial
 from training.checksums import Position
 from training.config import JobConfig
+from training.errors import FailureKind
 from training.run_dir import Event, RunDir
 
 TOLERANCE = 1e-5
@@ -162,3 +163,17 @@ def test_a_training_that_was_parked_within_an_epoch_goes_on_from_that_step_and_e
     resumed = run(config, cut.path, resume=True)
     assert losses(resumed) == losses(whole)
     assert weights(resumed) == weights(whole)
+
+
+def test_a_checkpoint_within_an_epoch_does_not_go_on_with_batches_of_another_size(
+    job: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("parking.py").write_text(PARKING_TASK)
+    config, cut = job.with_values({"task": "parking:Parking"}), RunDir(tmp_path / "cut")
+    run_single_trial(config, cut, on_record=lambda record: False, on_notice=print)
+    smaller = config.with_values({"training.global_batch_size": 16})
+    refused = run_single_trial(smaller, cut, on_record=lambda record: False, on_notice=print, resume=True)
+    assert refused.failure is not None and refused.failure.kind is FailureKind.DATA
+    assert "within an epoch of 6 steps, which now has 13: go on with the same data" in refused.failure.message
+    assert cut.position() == Position(1, 9), "the checkpoint stays"

@@ -109,9 +109,12 @@ def test_a_fold_that_ends_in_time_is_left_alone() -> None:
     assert run.wait(99.0) == [], "it has finished its last epoch"
 
 
-def test_the_length_of_the_first_epoch_is_that_of_the_study() -> None:
-    assert Run(epochs=9, known_epoch_s=(96.0,)).tell(0.0, Event.START, 0) == [label()]
-    assert Run(epochs=9, known_epoch_s=(94.0,)).tell(0.0, Event.START, 0) == []
+def test_a_fold_whose_epoch_will_not_end_in_time_trains_until_there_is_just_the_time_to_save() -> None:
+    run = Run(epochs=9, known_epoch_s=(960.0,))
+    assert run.tell(0.0, Event.START, 0) == []
+    assert run.tell(2.0, Event.TRAIN, 0) == []
+    assert run.wait(100.0 - ENDING_S - LOOKS * 2.0 - 0.1) == []
+    assert run.wait(100.0 - ENDING_S - LOOKS * 2.0) == [label()]
 
 
 @pytest.mark.parametrize("pause_s", [1.0, 10.0])

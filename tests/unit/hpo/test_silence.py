@@ -26,9 +26,8 @@ class World:
 
     def looks_lost(self, holder: Holder = ELSEWHERE) -> bool:
         is_expired = self.expires <= self.database
-        return self.silence.is_lost(
-            Held(trial_id=7, number=3, holder=holder, expires=self.expires, is_expired=is_expired)
-        )
+        held = Held(trial_id=7, number=3, holder=holder, expires=self.expires, is_expired=is_expired)
+        return self.silence.lost([held]) == [held]
 
     def until_lost(self) -> float:
         """Seconds of ours until it looks lost, when it is never renewed again."""
@@ -45,7 +44,7 @@ def test_what_is_known_to_be_dead_is_lost_at_once() -> None:
 def test_a_lease_that_ran_out_before_we_came_is_lost_once_it_was_watched() -> None:
     world = World()
     world.wait(10 * LEASE_S)
-    assert not world.looks_lost() and world.silence.doubtful == {3}
+    assert not world.looks_lost() and world.silence.doubtful == [3]
     assert world.until_lost() == SILENCE_S and not world.silence.doubtful
 
 
@@ -58,6 +57,23 @@ def test_a_clock_that_jumps_forwards_makes_nobody_lost_who_lives() -> None:
             world.wait(RENEWED_EVERY_S)
             assert not world.looks_lost()
             world.renew()
+    assert not world.looks_lost() and not world.silence.doubtful
+
+
+def test_what_others_have_taken_over_or_has_ended_is_no_longer_in_doubt() -> None:
+    world = World()
+    world.wait(10 * LEASE_S)
+    assert not world.looks_lost() and world.silence.doubtful
+    assert world.silence.lost([]) == [] and not world.silence.doubtful
+
+
+def test_after_a_time_in_which_nobody_could_look_the_watch_begins_anew() -> None:
+    world = World()
+    assert not world.looks_lost()
+    world.wait(2 * LEASE_S)
+    assert not world.looks_lost() and world.silence.doubtful == [3]
+    world.wait(RENEWED_EVERY_S)
+    world.renew()
     assert not world.looks_lost() and not world.silence.doubtful
 
 
