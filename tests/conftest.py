@@ -131,6 +131,42 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
     subprocess.run(["umount", "--lazy", path], check=True)
 
 
+# Memory
+
+
+@dataclass(frozen=True)
+class SmallMemory:
+    """A control group of Linux, for whose processes the kernel has so much memory; the largest is killed for more."""
+
+    path: Path
+
+    @property
+    def enter(self) -> str:
+        """Python code, which takes the process that runs it there, and its children."""
+        return f"open({str(self.path / 'cgroup.procs')!r}, 'w').write('0')"
+
+
+@pytest.fixture
+def small_memory() -> Iterator[SmallMemory]:
+    """1,152 MiB, or a skip where no control group can be made: version 1 first, which may hide version 2."""
+    versions = (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max"))
+    for root, limit in versions:
+        path = Path(root) / f"hpo-{uuid.uuid4().hex}"
+        with contextlib.suppress(OSError):
+            path.mkdir()
+            if (path / limit).exists():
+                (path / limit).write_text(str(1152 * 2**20))
+                break
+            path.rmdir()
+    else:
+        pytest.skip("a limit of memory needs the right to make a control group")
+    yield SmallMemory(path)
+    deadline = time.monotonic() + LEFTOVER_GRACE_S
+    while path.exists() and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):  # its last process is still leaving
+            path.rmdir()
+
+
 # Storages
 
 

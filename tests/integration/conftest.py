@@ -124,9 +124,9 @@ def start_hpo(*arguments: str, first: str = "") -> subprocess.Popen[str]:
     )
 
 
-def run_hpo(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run an hpo command in the working directory and wait for it to end with `status`."""
-    process = start_hpo(*arguments)
+def run_hpo(*arguments: str, status: int = 0, first: str = "") -> subprocess.CompletedProcess[str]:
+    """Run an hpo command in the working directory, some code `first`, and wait for it to end with `status`."""
+    process = start_hpo(*arguments, first=first)
     out, err = process.communicate(timeout=240)
     assert process.returncode == status, f"hpo {' '.join(arguments)}: {process.returncode}\n{out}\n{err}"
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)

@@ -40,6 +40,8 @@ SIXTY_FOUR_MIB_EACH = (
     "model.fold == 1 and model.training and torch.empty(samples, 2**24)"
 )
 """Of address space, of which 800 MiB are left: room for 12 samples. No page of it is touched."""
+TOUCHED = "model.fold == 1 and model.training and torch.ones(samples, 2**24)"
+"""As much of the memory itself."""
 
 
 def furnish(workplace: Path, step: str, recovery: str, *, mlflow: bool = False) -> None:
@@ -49,12 +51,19 @@ def furnish(workplace: Path, step: str, recovery: str, *, mlflow: bool = False) 
     study.write_text(study.read_text() + ONE_BY_ONE + off + f"recovery: {{{recovery}}}\n")
 
 
-def test_out_of_memory_trains_the_same_batch_in_smaller_parts_and_keeps_what_was_done(workplace: Path) -> None:
+@pytest.mark.parametrize(
+    ("step", "what"), [(SIXTY_FOUR_MIB_EACH, "refused"), (TOUCHED, "killed")], ids=("refused", "killed")
+)
+def test_out_of_memory_trains_the_same_batch_in_smaller_parts_and_keeps_what_was_done(
+    request: pytest.FixtureRequest, workplace: Path, step: str, what: str
+) -> None:
     """Of the machine, by a limit that the kernel keeps: 32 and 16 samples at a time do not fit, 8 do."""
-    furnish(workplace, SIXTY_FOUR_MIB_EACH, "backoff: 0.2s")
+    furnish(workplace, step, "backoff: 0.2s")
     sweep = ("sweep", "--study", "digits", "--trials", "1")
     run_hpo(*sweep, "--set", "output.root=undisturbed")
-    said = run_hpo(*sweep, *OWN).stderr
+    first = request.getfixturevalue("small_memory").enter if what == "killed" else ""
+    said = run_hpo(*sweep, *OWN, first=first).stderr
+    assert ("the kernel killed 1 of its processes" in said) == (what == "killed")
     for micro_batch, retry in ((16, 1), (8, 2)):
         assert re.search(rf"FAIL  oom: .*; queued again with micro-batches of {micro_batch} \({retry} of 2", said), said
     assert "trial 2 goes on where trial 0 was: 1 of 2 folds are done" in said

@@ -1,4 +1,4 @@
-"""Where the kernel counts its out-of-memory kills. The files are recorded ones: a kernel that kills is not at hand."""
+"""Where the kernel counts its out-of-memory kills, in recorded files; a real kill is in integration/test_failures.py."""
 
 from __future__ import annotations
 
