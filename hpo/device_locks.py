@@ -126,7 +126,7 @@ def this_process() -> str:
 @contextlib.contextmanager
 def place_in_line(folder: Path, demand: str) -> Iterator[Path]:
     """A place behind all who wait already, for as long as the block and this process last; `demand` is on one line."""
-    path = folder / f"{time.time_ns():020d}-{os.getpid()}.waiting"
+    path = folder / f"{time.monotonic_ns():020d}-{os.getpid()}.waiting"  # nobody sets this clock; a machine has one
     lock = try_lock(path)
     assert lock is not None, "the name of a place is new"
     try:

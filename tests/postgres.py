@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -24,13 +24,13 @@ def running_postgres() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def running_server(address: str = "127.0.0.1") -> Iterator[PostgresServer]:
-    """The server itself, at an address of this machine."""
+def running_server(address: str = "127.0.0.1", *, within: Sequence[str] = ()) -> Iterator[PostgresServer]:
+    """The server itself, at an address of this machine, its programs `within` another command."""
     bin_dir = _bin_dir()
     if bin_dir is None:
         raise PostgresMissingError("PostgreSQL is not installed: no initdb on PATH or in /usr/lib/postgresql/*/bin")
     with tempfile.TemporaryDirectory(prefix="hpo-postgres-") as directory:
-        server = PostgresServer(bin_dir, Path(directory), address)
+        server = PostgresServer(bin_dir, Path(directory), address, within)
         server.create()
         server.start()
         try:
@@ -45,8 +45,8 @@ class PostgresServer:
     START_ATTEMPTS = 3
     """Another program may take the free port before the server does."""
 
-    def __init__(self, bin_dir: Path, directory: Path, address: str) -> None:
-        self._bin_dir, self._address = bin_dir, address
+    def __init__(self, bin_dir: Path, directory: Path, address: str, within: Sequence[str] = ()) -> None:
+        self._bin_dir, self._address, self._within = bin_dir, address, within
         self._directory = directory
         self._data = directory / "data"
         self._user = _unprivileged_user()
@@ -81,7 +81,7 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            [str(self._bin_dir / program), *arguments],
+            [*self._within, str(self._bin_dir / program), *arguments],
             cwd=self._directory,
             user=self._user,
             extra_groups=None if self._user is None else [],

@@ -118,7 +118,12 @@ class Storm:
     """Processes that lived on after their orchestrator."""
 
 
-SHORT_LEASES = "import hpo.ledger, hpo.orchestrator; hpo.ledger.LEASE_S, hpo.orchestrator.ATTEND_S = 6.0, 1.0"
+LEASE_S = 6.0
+SHORT_LEASES = f"""
+import hpo.ledger, hpo.orchestrator, hpo.silence
+hpo.ledger.LEASE_S = hpo.silence.LEASE_S = {LEASE_S}
+hpo.orchestrator.ATTEND_S = 1.0
+"""
 OWN_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 """As on a machine of its own: it sees no others'."""
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.away import mlflow_server, without_mlflow
+from tests.chaos.clocks import Clock, NoCompilerError, with_clocks_set
+from tests.chaos.gateway import gateway
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.network import HERE, NoNetworkError, network
 from tests.chaos.points import dies_before_some
@@ -77,6 +79,23 @@ def test_mlflow_has_all_of_a_sweep_after_its_server_was_killed(tmp_path: Path) -
     with mlflow_server(tmp_path / "runs") as server:
         setting = Setting(folder=tmp_path, trials=3, epochs=8, num_ranks=1, mlflow=server.url)
         assert without_mlflow(setting, server, num_kills=1, seed=4).violations == []  # soon, and not for long
+
+
+@pytest.mark.nightly
+def test_mlflow_has_all_of_a_sweep_whose_requests_were_late_and_some_answered_by_an_error(tmp_path: Path) -> None:
+    with mlflow_server(tmp_path / "runs") as server, gateway(server.url, delay_s=0.05, errors=0.2) as url:
+        setting = Setting(folder=tmp_path, trials=3, num_ranks=1, mlflow=url)
+        assert without_mlflow(setting, server, num_kills=0).violations == []
+
+
+@pytest.mark.nightly
+def test_clocks_that_are_wrong_and_set_end_no_trial_and_hide_no_dead_worker(tmp_path: Path) -> None:
+    try:
+        clock = Clock(tmp_path / "time")
+    except NoCompilerError as missing:
+        pytest.skip(str(missing))
+    setting = Setting(folder=tmp_path / "clocks", trials=10, epochs=100, num_ranks=1)
+    assert with_clocks_set(setting, clock, num_jumps=5).violations == []
 
 
 def test_nothing_that_a_sweep_holds_grows_with_its_trials(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where the kernel counts its out-of-memory kills, in recorded files; a real kill is in integration/test_failures.py."""
+"""Where the kernel counts its out-of-memory kills, in recorded files; integration/test_failures.py has a real kill."""
 
 from __future__ import annotations
 
