@@ -270,7 +270,7 @@ def test_the_process_ends_quietly_whatever_its_writer_does(tmp_path: Path, momen
         from pathlib import Path
         from hpo import background
         from hpo.tracking import connect
-        from tests.unit.hpo.test_tracking import everything, one_trial, sweep
+        from tests.unit.hpo.tracking.events import everything, one_trial, sweep
 
         background.WRITE_INTERVAL_S, background.LAST_WRITES_S, moment = 0.0, 0.0, sys.argv[1]
         tracker = connect(None, Path("runs"), lambda text: None)
