@@ -1,0 +1,60 @@
+"""A study is created, continued and found, on every kind of database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import RDBStorage
+
+from hpo.errors import StudyNotFoundError
+from hpo.storage import open_storage
+from hpo.study import folder_of, load_study, open_study
+from tests.unit.hpo.study.definitions import close, define, evaluate
+
+
+def test_a_new_study_knows_its_objective_its_folder_and_its_own_id(storage: RDBStorage, folder: Path) -> None:
+    study = open_study(define(), storage)
+    other = open_study(define(study="other", objective={"metric": "loss", "direction": "minimize"}), storage)
+    assert (study.direction.name, study.metric_names) == ("MAXIMIZE", ["accuracy"])
+    assert (other.direction.name, other.metric_names) == ("MINIMIZE", ["loss"])
+    assert (folder_of(study), folder_of(other)) == (folder / "runs/demo", folder / "runs/other")
+    assert study.user_attrs["hpo:uid"] != other.user_attrs["hpo:uid"]
+
+
+def test_a_study_is_continued_with_everything_it_had(storage: RDBStorage, storage_url: str) -> None:
+    first = open_study(define(), storage)
+    evaluate(first, define(), 2)
+    again = open_storage(storage_url)
+    second = open_study(define(), again)
+    assert second.user_attrs == first.user_attrs
+    assert [trial.params for trial in second.trials] == [trial.params for trial in first.trials]
+    close(again)
+
+
+def test_studies_of_one_name_in_two_databases_do_not_share_a_folder(folder: Path, storage: RDBStorage) -> None:
+    elsewhere = open_storage(f"sqlite:///{folder / 'other.db'}")
+    folders = [folder_of(open_study(define(), each)) for each in (storage, elsewhere)]
+    assert folders == [folder / "runs/demo", folder / "runs/demo-2"]
+    close(elsewhere)
+
+
+def test_a_study_whose_creation_was_cut_short_is_completed(storage: RDBStorage) -> None:
+    begun = optuna.create_study(study_name="demo", storage=storage, direction="maximize")
+    begun.set_user_attr("hpo:uid", "1234")
+    study = open_study(define(), storage)
+    assert folder_of(study).is_dir()
+    assert evaluate(study, define(), 1)
+
+
+def test_a_study_that_does_not_exist_is_told_with_those_that_do(storage: RDBStorage) -> None:
+    with pytest.raises(
+        StudyNotFoundError, match=r"there is no study 'x' in .* \(there: none\); run hpo sweep --study x first"
+    ):
+        load_study("x", storage)
+    open_study(define(study="b"), storage)
+    open_study(define(study="a"), storage)
+    with pytest.raises(StudyNotFoundError, match=r"\(there: a, b\)"):
+        load_study("x", storage)
+    assert load_study("a", storage).study_name == "a"
