@@ -31,7 +31,7 @@ from hpo.selection import chosen_trial
 from hpo.storage import open_storage
 from hpo.study import FAILURE, SPLIT_ID, ask, load_study, open_study, study_names
 from hpo.tally import FOLD_SCORES
-from tests.unit.hpo.test_cross_validation import going_on, leave
+from tests.unit.hpo.cross_validation.folds import going_on, leave
 from training.config.sealed import MARK, dump_sealed
 from training.errors import ConfigError, Failure, FailureKind, TrainingError
 from training.predictions import Predictions, load_predictions, write_predictions
