@@ -82,3 +82,16 @@ def test_a_clock_that_jumps_backwards_keeps_nobody_alive_who_is_gone() -> None:
     assert not world.looks_lost()
     world.database -= 3600.0
     assert world.until_lost() == LEASE_S + SILENCE_S
+
+
+def test_who_renews_by_a_clock_far_behind_is_in_doubt_until_then_and_no_longer() -> None:
+    """Two machines that share a SQLite file have a database's clock each."""
+    world = World()
+    world.expires -= 3600.0
+    assert not world.looks_lost() and world.silence.doubtful == [3]
+    for _ in range(10):
+        world.wait(RENEWED_EVERY_S)
+        world.renew()
+        world.expires -= 3600.0
+        assert not world.looks_lost() and not world.silence.doubtful
+    assert world.until_lost() == SILENCE_S
