@@ -48,12 +48,23 @@ def outage(error: BaseException) -> str | None:
     elif named & {"StorageInternalError", "OperationalError", "DatabaseError"}:
         reason = f"the study database does not work: {error.__cause__ or error}"
     elif isinstance(error, OSError) and is_disk_error(error):
-        reason = explain(error, Path.cwd())
+        reason = f"stdout: {error.strerror}" if error.filename is None and _takes_more() else explain(error, Path.cwd())
     elif isinstance(error, OSError) and error.errno in OUTAGES:
         reason = str(error)
     else:
         return None
     return masked(reason).splitlines()[0]
+
+
+def _takes_more() -> bool:
+    """Whether this folder does; then what is full and has no name is where the output goes."""
+    from training.full_disk import probe
+
+    try:
+        probe(Path.cwd())
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import optuna
 from hpo.errors import HpoError
 from hpo.events import JobFinished, JobLabel, JobStarted, Listener, Notice
 from hpo.job import Job, run_job
+from hpo.occupancy import occupied
 from hpo.selection import Choice, Member
 from hpo.study import folder_of
 from hpo.train_best import Trained
@@ -49,10 +50,18 @@ def train_ensemble(
     if resume is not None:
         _require_same(resume, jobs)
     folder = resume.absolute() if resume else RunDir.create(folder_of(study), "best_ensemble").path
+    with occupied(folder):
+        return _train_members(folder, jobs, choice, study.study_name, listen)
+
+
+def _train_members(
+    folder: Path, jobs: Sequence[tuple[Member, JobConfig]], choice: Choice, study: str, listen: Listener
+) -> Trained:
+    """Those that are not trained yet, and their average."""
     trained: list[Trained] = []
     for number, (member, config) in enumerate(jobs, start=1):
         listen(Notice(message=f"member {number} of {len(jobs)}: {member}"))
-        job = Job(label=JobLabel(study=study.study_name), config=config, run_dir=RunDir(folder / member.name))
+        job = Job(label=JobLabel(study=study), config=config, run_dir=RunDir(folder / member.name))
         trained.append(Trained(label=job.label, config=config, result=_finished(job, listen) or _train(job, listen)))
         if trained[-1].result.failure:
             return trained[-1]

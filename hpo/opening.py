@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from hpo.ledger import LedgerStorage
     from hpo.price import Price
     from hpo.tracking import NoTracker
+
+
+OF_A_SEARCH = re.compile(r"/trial_\d{4,}/fold_\d+$")
+"""The run directory of a fold; a lease in the database says who trains there."""
 
 
 def again_options(study: str | None, env: str | None, settings: list[str] | None, storage: str | None) -> str:
@@ -67,6 +72,10 @@ def require_resumable(resume: Path | None) -> None:
     if not resume.is_dir():
         raise HpoError(f"--resume {resume}: there is no such folder")
     run_dir = RunDir(resume)
+    if OF_A_SEARCH.search(str(run_dir.path)):
+        raise HpoError(
+            f"--resume {resume}: a fold of a search, which hpo sweep goes on with; hpo replay trains one again"
+        )
     if run_dir.load_result() and not run_dir.has_checkpoint():
         raise HpoError(f"--resume {resume}: is complete; only with output.keep_checkpoint: true could it train longer")
     if not run_dir.has_checkpoint():

@@ -138,7 +138,8 @@ class Sweep:
             self._patience.lasts_s = LAST_OUTAGE_S
             self._end_jobs()
             if isinstance(error, KeyError) and self._study.study_name not in study_names(self._study._storage):
-                raise StudyNotFoundError(f"study '{self._study.study_name}' was deleted while it ran") from error
+                said = f"study '{self._study.study_name}' was deleted while it ran"
+                raise StudyNotFoundError(f"{said}; hpo sweep begins it anew, its run directories stay") from error
             self._give_back(error)
             raise
         finally:

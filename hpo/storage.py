@@ -83,6 +83,7 @@ def _open_sqlite(url: sqlalchemy.URL, *, create: bool) -> LedgerStorage:
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     _require_sound(url)
     storage = _created(lambda: _in_wal_mode(url.render_as_string(hide_password=False)))
+    _require_same_file(storage.engine, Path(url.database).absolute())
 
     @event.listens_for(storage.engine, "handle_error")
     def tell(context: sqlalchemy.ExceptionContext) -> None:
@@ -90,6 +91,21 @@ def _open_sqlite(url: sqlalchemy.URL, *, create: bool) -> LedgerStorage:
             raise DiskFullError(trouble)
 
     return storage
+
+
+def _require_same_file(engine: sqlalchemy.Engine, path: Path) -> None:
+    """From now on, raise SQLite's OperationalError instead of writing where nobody would find it any more."""
+
+    def identity() -> tuple[int, int] | None:
+        found = path.stat() if path.exists() else None
+        return found and (found.st_dev, found.st_ino)
+
+    opened = identity()
+
+    @event.listens_for(engine, "checkout")
+    def compare(*_: object) -> None:
+        if identity() != opened:
+            raise sqlite3.OperationalError(f"{path} was removed, or another file put in its place, while it was in use")
 
 
 def _disk_trouble(error: BaseException, url: sqlalchemy.URL) -> str:
@@ -116,9 +132,17 @@ def _require_sound(url: sqlalchemy.URL) -> None:
         )
 
 
+class _Connection(sqlite3.Connection):
+    """Refuses rows of trials that are not there, as other databases do: of a study that was deleted meanwhile."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.execute("PRAGMA foreign_keys=ON")
+
+
 def _in_wal_mode(url: str) -> LedgerStorage:
     """Readers and one writer at the same time, kept in the file; SQLite does not wait for a writer to change to it."""
-    storage = LedgerStorage(url, {"connect_args": {"timeout": SQLITE_WAIT_S}})
+    storage = LedgerStorage(url, {"connect_args": {"timeout": SQLITE_WAIT_S, "factory": _Connection}})
     with storage.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA journal_mode=WAL")
     return storage

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 
 from hpo.errors import HpoError
-from hpo.events import Event, JobLabel, JobStarted, Listener
+from hpo.events import Event, JobLabel, JobStarted, Listener, Notice
 from hpo.job import Job, run_job
+from hpo.occupancy import occupied
 from hpo.selection import Choice
 from hpo.study import folder_of
 from hpo.trial import TrialResult
 from training.config import JobConfig
+from training.errors import ConfigError
 from training.run_dir import RunDir
 
 
@@ -50,6 +54,10 @@ def train_best(
     final |= {"distributed.launcher": launcher} if launcher else {}
     config, label = recorded.with_values(final), JobLabel(study=study.study_name)
     if resume is None:
+        for path in _begun(folder_of(study), config):
+            listen(
+                Notice(message=f"{path} has an unfinished training of this; --resume {shlex.quote(str(path))} goes on")
+            )
         return train_in(RunDir.create(folder_of(study), "best"), config, label, listen)
     if RunDir(resume).load_config() != config:
         raise HpoError(
@@ -59,6 +67,16 @@ def train_best(
     return train_in(RunDir(resume), config, label, listen, resume=True)
 
 
+def _begun(folder: Path, config: JobConfig) -> Iterator[Path]:
+    """What a killed process has left of the same training: the newest that has a checkpoint."""
+    for path in sorted(folder.glob("best*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True):
+        run_dir = RunDir(path.parent)
+        with suppress(ConfigError, HpoError), occupied(run_dir.path):
+            if run_dir.has_checkpoint() and not run_dir.result.exists() and run_dir.load_config() == config:
+                yield run_dir.path
+                return
+
+
 def train_one(config: JobConfig, name: str, listen: Listener, *, resume: Path | None = None) -> Trained:
     """Train one configuration in a new run directory under ``train/``, or go on in `resume`."""
     run_dir = RunDir(resume) if resume else RunDir.create(Path(config.output.root) / "train", name)
@@ -66,8 +84,12 @@ def train_one(config: JobConfig, name: str, listen: Listener, *, resume: Path | 
 
 
 def train_in(run_dir: RunDir, config: JobConfig, label: JobLabel, listen: Listener, *, resume: bool = False) -> Trained:
-    """Train `config` in `run_dir`; a failure is in the result. Raises as ``run_single_trial`` does."""
-    result = run_job(Job(label=label, config=config, run_dir=run_dir, resume=resume), listen)
+    """Train `config` in `run_dir`, which is there; a failure is in the result.
+
+    Raises as ``run_single_trial`` does, and HpoError when another process trains there.
+    """
+    with occupied(run_dir.path):
+        result = run_job(Job(label=label, config=config, run_dir=run_dir, resume=resume), listen)
     return Trained(label=label, config=config, result=result)
 
 

@@ -112,7 +112,7 @@ class TrainingConfig(Section):
     engine: Literal["native", "lightning"] = "native"
     """Our own loop, or PyTorch Lightning's Trainer (`pip install 'hpo[lightning]'`; without it, a warning and our own);
     both give the same losses."""
-    epochs: Annotated[int, Field(ge=0)] = 3
+    epochs: Annotated[int, Field(ge=0, le=10**6)] = 3
     """Passes over the training samples; 0 only scores the model as it is (not in a search)."""
     global_batch_size: Annotated[int, Field(ge=1, le=10**9)] = 32
     """Samples per optimizer step, over all ranks and accumulated micro-batches together."""

@@ -13,7 +13,9 @@ from statistics import median
 import optuna
 import pytest
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
 
 from hpo.errors import DiskFullError, StorageError
 from hpo.masking import masked
@@ -204,3 +206,30 @@ def test_a_database_that_optuna_made_gets_our_tables(open_storage: Open, storage
     optuna.create_study(storage=storage_url, study_name="theirs")
     storage = open_storage(storage_url)
     assert {"hpo_folds", "hpo_leases"} <= set(sqlalchemy.inspect(storage.engine).get_table_names())
+
+
+@pytest.mark.parametrize("what", ["removed", "replaced"])
+def test_a_file_that_goes_while_it_is_used_is_an_error_at_once_and_nothing_is_written_beside_it(
+    open_storage: Open, tmp_path: Path, what: str
+) -> None:
+    storage, path = open_storage(f"sqlite:///{tmp_path}/s.db"), tmp_path / "s.db"
+    study = optuna.create_study(storage=storage, study_name="s")
+    kept = path.rename(tmp_path / "away.db")
+    if what == "replaced":
+        path.write_bytes(b"another")
+    with pytest.raises(StorageInternalError) as raised:
+        study.ask()
+    assert "s.db was removed, or another file put in its place, while it was in use" in str(raised.value.__cause__)
+    kept.rename(path)
+    assert study.ask().number == 0, "the same file is there again"
+
+
+def test_nothing_is_written_of_a_trial_that_is_not_there(open_storage: Open, storage_url: str) -> None:
+    """Its study was deleted between the look and the write; SQLite would give its id to another trial."""
+    late = models.TrialIntermediateValueModel(trial_id=7, step=3, intermediate_value=0.5)
+    late.intermediate_value_type = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
+    session = open_storage(storage_url).scoped_session()
+    session.add(late)
+    with pytest.raises(sqlalchemy.exc.IntegrityError):
+        session.commit()
+    session.rollback()
