@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from training.full_disk import naming
+
+LOCKED_WITHIN_S = 1.0
+"""A new file has its lock by then."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -21,19 +28,41 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def write_once(path: Path, data: bytes) -> bool:
     """Make `path`, with `data`, unless it is there. Returns whether this made it."""
+    try:
+        with making(path) as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def making(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path` when the block ends without an error. Raises FileExistsError, and leaves what
+    is there, if another was faster."""
     with temporary(path) as (name, file):
-        file.write(data)
+        with contextlib.suppress(OSError):  # no locks here
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
         file.flush()
         os.fsync(file.fileno())
         try:
             os.link(name, path)
         except FileExistsError:
-            return False
+            raise
         except OSError:  # no hard links here, as on a mounted Google Drive: the first one wins but for a race
-            if path.exists():
-                return False
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
             os.replace(name, path)
-    return True
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left beside `path` while `making` it: a process that lives has it locked."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        with contextlib.suppress(OSError), left.open("r+b") as file:  # locked, gone by now, or without locks here
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - os.fstat(file.fileno()).st_mtime > LOCKED_WITHIN_S:
+                left.unlink()
 
 
 @contextlib.contextmanager

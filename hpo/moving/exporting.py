@@ -7,12 +7,13 @@ checkpoint. Logs, models and caches stay behind.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import BinaryIO
 from zipfile import ZipFile
 
 import optuna
@@ -25,7 +26,7 @@ from hpo.moving.run_dirs import folds_on_disk, open_fold
 from hpo.moving.snapshot import STUDY_SYSTEM_ATTRIBUTES, SYSTEM_ATTRIBUTES, Snapshot, settle, take
 from hpo.study import best_trial, folder_name, folder_of
 from hpo.tally import PAUSED
-from training.atomic_files import replacing
+from training.atomic_files import making, remove_leftovers, sync_folder
 from training.run_dir import RunDir
 
 ARTIFACT = re.compile(r"artifacts:([0-9a-f-]{36})")
@@ -48,17 +49,18 @@ def export_study(study: optuna.Study, path: Path, *, with_checkpoints: bool = Tr
 
     Trials that run are written as a kill would leave them. Raises HpoError when the file exists or has no folder.
     """
-    if path.exists():
-        raise HpoError(f"{path} exists: give another name, or remove it first")
     if not path.absolute().parent.is_dir():
         raise HpoError(f"{path}: there is no folder {path.absolute().parent}; make it first")
+    remove_leftovers(path)
+    if path.exists():
+        raise _exists(path)
     ledger = ledger_of(study)
     folds = folds_on_disk(study)  # and after: what runs meanwhile moves from one to the other
     snapshot = take(ledger, study.study_name)
     folds |= folds_on_disk(study)
     num_trials = len(snapshot.trials)
     settle(snapshot)
-    with replacing(path) as file, ZipFile(file, "w") as opened:
+    with _new_file(path) as file, ZipFile(file, "w") as opened:
         writer = ArchiveWriter(opened)
         kept = _going_on(snapshot) | _best(study) if with_checkpoints else set[int]()
         found = _add_folds(study, writer, folds, num_trials, kept)
@@ -68,6 +70,20 @@ def export_study(study: optuna.Study, path: Path, *, with_checkpoints: bool = Tr
     num_folds, num_checkpoints = len(found), sum(found.values())
     size = path.stat().st_size
     return Exported(path=path, trials=num_trials, folds=num_folds, checkpoints=num_checkpoints, size_bytes=size)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with making(path) as file:
+            yield file
+    except FileExistsError as error:
+        raise _exists(path) from error
+    sync_folder(path.parent)
+
+
+def _exists(path: Path) -> HpoError:
+    return HpoError(f"{path} exists: give another name, or remove it first")
 
 
 def _going_on(snapshot: Snapshot) -> set[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 import stat
@@ -18,9 +19,8 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.artifacts import get_all_artifact_meta, upload_artifact
-from optuna.distributions import CategoricalDistribution, FloatDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.artifacts import get_all_artifact_meta
+from optuna.trial import TrialState
 from sqlalchemy import Column, Integer, MetaData, String, Table, insert
 
 from hpo.errors import HpoError
@@ -28,82 +28,14 @@ from hpo.ledger import SUCCEEDS, LedgerStorage, ledger_of
 from hpo.moving import exporting, run_dirs, snapshot
 from hpo.moving.archive import open_archive
 from hpo.moving.exporting import export_study
-from hpo.moving.importing import Imported, import_study
 from hpo.moving.snapshot import Snapshot, settle, take
-from hpo.storage import artifact_store, open_storage
-from hpo.study import DEFINITION, FAILURE, FOLDER, IDENTITY, UID, fold_dir, interrupt, load_study
-from hpo.tally import CONTINUES, FOLD_SCORES, INTERRUPTED, PAUSED, SAMPLED, tally_of
-from training.checksums import Position
-from training.config import JobConfig, dump_sealed
-from training.run_dir import Outcome, RunDir
+from hpo.storage import open_storage
+from hpo.study import DEFINITION, FOLDER, UID, fold_dir, interrupt, load_study
+from hpo.tally import CONTINUES, INTERRUPTED, SAMPLED, tally_of
+from tests.unit.hpo.moving import PARAMS, SCORED, SPACE, bring, study_in
+from training.run_dir import RunDir
 
-SCORED = Outcome(
-    metrics={"accuracy": 0.75},
-    stopped=False,
-    epochs=2,
-    steps=4,
-    train_samples=8,
-    eval_samples=4,
-    split_id="same",
-    world_size=1,
-    device="cpu",
-)
-SPACE = {"optimizer.lr": FloatDistribution(1e-5, 1.0, log=True), "name": CategoricalDistribution(["a", None, 3])}
-PARAMS = {"optimizer.lr": 0.1 + 0.2, "name": None}
-
-
-def write_fold(study: optuna.Study, trial: int, fold: int, *, epoch: int = 0, is_over: bool = False) -> RunDir:
-    """A run directory, with a checkpoint after `epoch` epochs, or a result."""
-    run_dir = RunDir(Path(study.user_attrs[FOLDER]) / f"trial_{trial:04d}" / f"fold_{fold}")
-    run_dir.logs.mkdir(parents=True)
-    run_dir.predictions.mkdir()
-    config = JobConfig.model_validate({"output": {"root": str(run_dir.path.parents[2])}})
-    for path in (run_dir.config, run_dir.path.parent / "config.yaml"):
-        path.write_bytes(dump_sealed(config.model_dump()))
-    run_dir.metrics.write_text('{"event": "train"}\n')
-    run_dir.log("rank_0").write_text("not moved")
-    (run_dir.predictions / "labels.npy").write_bytes(bytes(range(256)))
-    if epoch:
-        run_dir.checkpoints.mkdir()
-        run_dir.checkpoint(Position(epoch), "00000000").write_bytes(b"weights of " + str(epoch).encode())
-    if is_over:
-        run_dir.write_result(SCORED)
-    return run_dir
-
-
-def study_in(storage: LedgerStorage, root: Path) -> optuna.Study:
-    """Of six trials: complete, paused, failed, cut short, going on with that one and waiting, and running."""
-    study = optuna.create_study(study_name="demo", storage=storage, direction="maximize")
-    study.set_user_attr(FOLDER, str(root / "demo"))
-    study.set_user_attr(UID, "one")
-    objective = {"metric": "accuracy", "direction": "maximize"}
-    study.set_user_attr(IDENTITY, {"objective": objective, "search_space": {}, "config": {}, "max_epochs": 2})
-    definition = {"study": {"study": "demo"}, "job": {"output": {"root": str(root)}}, "environment": "local"}
-    definition["settings"] = {}
-    study.set_user_attr(DEFINITION, definition)
-    told = {"params": PARAMS, "distributions": SPACE, "intermediate_values": {1: math.nan, 2: math.inf, 7: 0.1 + 0.2}}
-    attributes: dict[str, Any] = {SAMPLED: PARAMS, FOLD_SCORES: [0.5, 1.0]}
-    study.add_trial(create_trial(value=0.75, user_attrs=attributes, **told))
-    study.add_trial(create_trial(value=0.5, state=TrialState.PRUNED, user_attrs={**attributes, PAUSED: True}, **told))
-    failure = {"kind": "oom", "message": f"see {root}", "rank": 0, "traceback": "", "fold": 0}
-    study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={FAILURE: failure}))
-    for _ in range(2):
-        trial = study.ask({"optimizer.lr": SPACE["optimizer.lr"]})
-        trial.set_user_attr(SAMPLED, trial.params)
-        trial.report(0.25, 1)
-    interrupt(study, 3)
-    config = root / "config.yaml"
-    root.mkdir(exist_ok=True)
-    config.write_text("a: 1\n")
-    upload_artifact(artifact_store=artifact_store(root), file_path=str(config), study_or_trial=study)
-    for fold in (0, 1):
-        write_fold(study, 0, fold, is_over=True)
-    write_fold(study, 1, 0, epoch=2)
-    write_fold(study, 2, 0, epoch=2)
-    write_fold(study, 3, 0, is_over=True)
-    write_fold(study, 3, 1, epoch=1)
-    write_fold(study, 4, 0, epoch=1)
-    return study
+CHECKOUT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
@@ -138,11 +70,6 @@ def exported(origin: Origin, tmp_path: Path) -> Path:
 def second(tmp_path: Path) -> LedgerStorage:
     """Another database."""
     return open_storage(f"sqlite:///{tmp_path}/second.db")
-
-
-def bring(file: Path, storage: LedgerStorage, root: Path, name: str | None = None) -> Imported:
-    with open_archive(file) as archive:
-        return import_study(archive, storage, root, name=name)
 
 
 def facts(taken: Snapshot) -> dict[str, Any]:
@@ -303,6 +230,42 @@ def test_a_file_that_exists_is_not_replaced_and_a_failing_export_leaves_none(
     assert not [path for path in tmp_path.iterdir() if "new.hpo" in path.name]
 
 
+def test_the_later_of_two_exports_to_one_file_does_not_replace_the_earlier(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, add = tmp_path / "demo.hpo", exporting._add_files
+
+    def be_overtaken(*arguments: Any) -> None:
+        monkeypatch.setattr(exporting, "_add_files", add)
+        export_study(origin.study, file, with_checkpoints=False)
+        add(*arguments)
+
+    monkeypatch.setattr(exporting, "_add_files", be_overtaken)
+    with pytest.raises(HpoError, match="exists: give another name"):
+        export_study(origin.study, file)
+    assert [*tmp_path.iterdir()] == [file]
+    with open_archive(file) as archive:
+        assert not [name for name in archive.members if "checkpoints" in name]
+
+
+def test_the_next_export_to_a_file_removes_what_a_killed_one_left_and_leaves_one_that_lives(
+    origin: Origin, tmp_path: Path
+) -> None:
+    file = tmp_path / "demo.hpo"
+    arguments = ["tests.unit.hpo.exporting", str(ledger_of(origin.study).url), str(file)]
+    process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, cwd=CHECKOUT)
+    assert process.stdout is not None and process.stdout.readline() == b"stopped\n"
+    [left] = tmp_path.iterdir()
+    os.utime(left, (0, 0))
+    export_study(origin.study, file)
+    assert {*tmp_path.iterdir()} == {file, left}
+    process.kill()
+    process.communicate()
+    with pytest.raises(HpoError, match="exists: give another name"):
+        export_study(origin.study, file)
+    assert [*tmp_path.iterdir()] == [file]
+
+
 # While it runs
 
 
@@ -450,7 +413,7 @@ def test_a_file_of_another_version_is_refused_with_the_one_that_reads_it(
 def killed_at(step: str, file: Path, url: str, root: Path) -> None:
     """An import that is killed when it comes to `step`."""
     arguments = [sys.executable, "-m", "tests.unit.hpo.importing", str(file), url, str(root), step]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3])
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT)
     assert process.stdout is not None and process.stdout.readline() == "stopped\n"
     process.send_signal(signal.SIGKILL)
     process.communicate()
