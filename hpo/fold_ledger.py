@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from hpo.criteria import Score
@@ -73,8 +73,8 @@ def forget(session: Session, trial_id: int) -> None:
     session.execute(delete(table).where(table.c.trial_id == trial_id))
 
 
-def read(rows: Iterable[Row[Any]]) -> list[FoldRow]:
-    """What was written."""
+def read(rows: Iterable[Any]) -> list[FoldRow]:
+    """What was written, of `rows` with the columns as attributes."""
     return [
         FoldRow(
             fold=row.fold,

@@ -26,8 +26,10 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("hpo:continues", "hpo:revives", "hpo:succeeds", "hpo:retries", "hpo:rung"), int),
     "hpo:device_seconds": NUMBER,
     "hpo:audit": dict,
+    "fixed_params": dict,
+    "study:metric_names": list,
 }
-"""What JSON the attributes of hpo/study.py, hpo/tally.py, hpo/ledger.py and hpo/spending.py are."""
+"""What JSON the attributes of hpo/study.py, hpo/tally.py, hpo/ledger.py and hpo/spending.py are, and Optuna's own."""
 NEEDED: dict[str, dict[str, Kind]] = {
     "hpo:definition": {"objective": (dict, list), "search_space": dict, "config": dict, "max_epochs": int},
     "hpo:study": {"study": dict, "job": dict, "environment": str, "settings": dict},
@@ -53,7 +55,7 @@ def _damages(connection: Connection, table: Table) -> Iterator[str]:
         chosen = f'SELECT DISTINCT CAST({key} AS BLOB), CAST("{column.name}" AS BLOB) FROM "{table.name}"'  # nosec B608 - our names
         if column.name.endswith("_json") or isinstance(column.type, DateTime):
             rows = connection.exec_driver_sql(chosen).all()
-            is_damaged = not all(_can_be_read(column, value, key or b"") for key, value in rows)
+            is_damaged = not all(can_be_read(column, value, key or b"") for key, value in rows)
         else:
             is_damaged = connection.exec_driver_sql(f"{chosen} WHERE NOT ({_rule(column)}) LIMIT 1").first() is not None
         if is_damaged:
@@ -69,13 +71,14 @@ def _rule(column: Column[Any]) -> str:
     return f'typeof("{column.name}") IN ({kinds})' + (f' AND "{column.name}" IN ({words})' if words else "")
 
 
-def _can_be_read(column: Column[Any], value: bytes | None, key: bytes) -> bool:
+def can_be_read(column: Column[Any], value: bytes | None, key: bytes) -> bool:
+    """Whether a value, as stored, is a date or JSON of the kind that its attribute `key` has."""
     if value is None:
         return bool(column.nullable)
     try:
         if isinstance(column.type, DateTime):
             return bool(datetime.fromisoformat(value.decode()))
-        return _is_kind(json.loads(value), key.decode(errors="replace"))
+        return _is_kind(json.loads(value.decode()), key.decode(errors="replace"))
     except (ValueError, RecursionError):
         return False
 

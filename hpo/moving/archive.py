@@ -21,10 +21,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from hpo.errors import HpoError
+from hpo.moving.checking import understood
 from hpo.moving.snapshot import Snapshot
 
 FORMAT = 1
@@ -79,7 +81,7 @@ class Archive:
     """An archive that is read."""
 
     def __init__(self, path: Path, opened: zipfile.ZipFile) -> None:
-        """Raises HpoError when it is damaged, or of another format."""
+        """Raises HpoError when it is damaged, of another format, or says what is not understood here."""
         self._path, self._zip = path, opened
         with self._refusing():
             self.about: dict[str, Any] = json.loads(opened.read(MANIFEST))
@@ -90,6 +92,8 @@ class Archive:
         with self._refusing():
             self.members: dict[str, str] = dict(self.about["members"])
             self._require_sound_names()
+        self.snapshot = self._understood()
+        """The study in its database."""
 
     def _require_sound_names(self) -> None:
         infos = [info for info in self._zip.infolist() if info.filename != MANIFEST]
@@ -98,6 +102,9 @@ class Archive:
                 raise ValueError(f"a member {info.orig_filename!r} has no place in a study's folder")
         if sorted(info.filename for info in infos) != sorted(self.members):
             raise ValueError("its members are not those of its manifest")
+        folders = {str(parent) for name in self.members for parent in PurePosixPath(name).parents}
+        if both := folders & self.members.keys():
+            raise ValueError(f"{min(both)} is a file and a folder")
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """The bytes of a member. Raises HpoError, at its end, when they are not those that were written."""
@@ -121,11 +128,22 @@ class Archive:
         """All of a member. Raises HpoError as `chunks` does."""
         return b"".join(self.chunks(name))
 
-    def snapshot(self) -> Snapshot:
-        """The study in its database."""
+    def _understood(self) -> Snapshot:
         data = self.read(STUDY)
         with self._refusing():
-            return Snapshot(**json.loads(data))
+            values = json.loads(data)
+        try:
+            snapshot = understood(values)
+            if snapshot.study != (named := self.about.get("study")):
+                raise ValueError(f"{STUDY} is of study {snapshot.study!r}, and {MANIFEST} of {named!r}")
+        except ValueError as error:
+            by = f"hpo {self.about.get('hpo', '?')} and Optuna {self.about.get('optuna', '?')}"
+            here = f"hpo {version('hpo')} and Optuna {version('optuna')}"
+            raise HpoError(
+                f"{self._path} says what is not understood here: {error}; it was written by {by}, and read by {here}:"
+                " upgrade if those are newer, or export the study again; nothing was imported"
+            ) from error
+        return snapshot
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

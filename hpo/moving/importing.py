@@ -65,9 +65,9 @@ def name_of(archive: Archive, name: str | None) -> str:
 def import_study(archive: Archive, storage: LedgerStorage, root: Path, *, name: str | None = None) -> Imported:
     """Make the study of `archive` in `storage`, its files in the output folder `root`, under another `name` if given.
 
-    Raises HpoError when there is one of that name, the file is damaged or this version does not know what it says.
+    Raises HpoError when there is one of that name, or the file is damaged or of other tables.
     """
-    study, snapshot = name_of(archive, name), archive.snapshot()
+    study, snapshot = name_of(archive, name), archive.snapshot
     _require_schema(archive, storage)
     _require_new(storage, study)
     with _staging(root, study) as staging:
@@ -84,8 +84,6 @@ def import_study(archive: Archive, storage: LedgerStorage, root: Path, *, name: 
                 _put_into_place(staging, folder, root)
         except IntegrityError as error:
             raise _exists(storage, study) from error
-        except (ValueError, KeyError) as error:
-            raise HpoError(f"the export of study '{study}' says what this hpo does not know: {error}") from error
     waiting = sum(row["state"] == "WAITING" for row in snapshot.trials)
     return Imported(study=study, folder=folder, trials=len(snapshot.trials), waiting=waiting)
 
@@ -191,7 +189,7 @@ def _relocate(snapshot: Snapshot, study: str, folder: Path, root: Path, artifact
     for row in (*tables[STUDY_SYSTEM_ATTRIBUTES.name], *tables[SYSTEM_ATTRIBUTES.name]):
         if (match := ARTIFACT.fullmatch(row["key"])) and (new := artifacts.get(match[1])):
             row |= {"key": f"artifacts:{new}", "value_json": row["value_json"].replace(match[1], new)}
-    for row in itertools.chain.from_iterable(tables.get(table.name, []) for table in OF_A_TRIAL):
+    for row in itertools.chain.from_iterable(tables[table.name] for table in OF_A_TRIAL):
         row |= _moved(row, old, f"{folder}{os.sep}")
 
 
@@ -199,9 +197,9 @@ def _redefined(definition: Any, study: str, root: str) -> Any:
     """What the study keeps for workers; None where it is of a version that kept nothing."""
     if definition is None:
         return None
-    outputs = [job["output"] for job in (definition["job"], definition["settings"]) if "output" in job]
-    for output in outputs:
-        output |= {"root": root}
+    for job in (definition["job"], definition["settings"]):
+        if isinstance(output := job.get("output"), dict):
+            output |= {"root": root}
     definition["study"]["study"] = study
     return definition
 

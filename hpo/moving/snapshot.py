@@ -34,19 +34,13 @@ STUDY_SYSTEM_ATTRIBUTES: Table = models.StudySystemAttributeModel.__table__
 USER_ATTRIBUTES: Table = models.TrialUserAttributeModel.__table__
 SYSTEM_ATTRIBUTES: Table = models.TrialSystemAttributeModel.__table__
 
-OF_A_STUDY: tuple[Table, ...] = (
-    models.StudyDirectionModel.__table__,
-    STUDY_USER_ATTRIBUTES,
-    STUDY_SYSTEM_ATTRIBUTES,
-)
-OF_A_TRIAL: tuple[Table, ...] = (
-    USER_ATTRIBUTES,
-    SYSTEM_ATTRIBUTES,
-    models.TrialParamModel.__table__,
-    models.TrialValueModel.__table__,
-    models.TrialIntermediateValueModel.__table__,
-    folds,
-)
+DIRECTIONS: Table = models.StudyDirectionModel.__table__
+PARAMS: Table = models.TrialParamModel.__table__
+VALUES: Table = models.TrialValueModel.__table__
+INTERMEDIATE_VALUES: Table = models.TrialIntermediateValueModel.__table__
+
+OF_A_STUDY: tuple[Table, ...] = (DIRECTIONS, STUDY_USER_ATTRIBUTES, STUDY_SYSTEM_ATTRIBUTES)
+OF_A_TRIAL: tuple[Table, ...] = (USER_ATTRIBUTES, SYSTEM_ATTRIBUTES, PARAMS, VALUES, INTERMEDIATE_VALUES, folds)
 """What is known of a trial, by its `trial_id`. Another table of such facts only needs to be named here."""
 
 
@@ -68,6 +62,17 @@ class Snapshot:
         for row in self.tables[table.name]:
             found[row["number"]][row["key"]] = json.loads(row["value_json"])
         return found
+
+
+def known_tables() -> dict[str, Table]:
+    """Those of a snapshot, by name."""
+    return {table.name: table for table in (*OF_A_STUDY, TRIALS, *OF_A_TRIAL)}
+
+
+def fields_of(table: Table) -> dict[str, Column[Any]]:
+    """What its rows say in a snapshot."""
+    number = {TRIALS.c.number.name: TRIALS.c.number} if table in OF_A_TRIAL else {}
+    return number | {column.name: column for column in _facts(table)}
 
 
 def take(storage: LedgerStorage, name: str) -> Snapshot:
@@ -156,19 +161,16 @@ def _set(snapshot: Snapshot, table: Table, number: int, key: str, value: Any) ->
 def put(connection: Connection, snapshot: Snapshot) -> None:
     """Make the study in another database, in the transaction of `connection`.
 
-    Raises IntegrityError where there is one of its name, and ValueError for what this version does not know.
+    Raises IntegrityError where there is one of its name.
     """
-    known = {table.name: table for table in (*OF_A_STUDY, TRIALS, *OF_A_TRIAL)}
-    if strange := snapshot.tables.keys() - known.keys():
-        raise ValueError(f"there is no table {', '.join(sorted(strange))} here")
     made = connection.execute(insert(STUDIES).values(study_name=snapshot.study).returning(STUDIES.c.study_id))
     study_id = made.scalar_one()
     for table in OF_A_STUDY:
-        rows = [{"study_id": study_id, **_values(table, row)} for row in snapshot.tables.get(table.name, [])]
+        rows = [{"study_id": study_id, **_values(table, row)} for row in snapshot.tables[table.name]]
         _insert(connection, table, rows)
     ids = _put_trials(connection, study_id, snapshot.trials)
     for table in OF_A_TRIAL:
-        rows = [{"trial_id": ids[row["number"]], **_values(table, row)} for row in snapshot.tables.get(table.name, [])]
+        rows = [{"trial_id": ids[row["number"]], **_values(table, row)} for row in snapshot.tables[table.name]]
         ours = select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
         connection.execute(delete(table).where(table.c.trial_id.in_(ours)))  # SQLite gives the ids of old trials again
         _insert(connection, table, rows)
@@ -176,7 +178,7 @@ def put(connection: Connection, snapshot: Snapshot) -> None:
 
 def _put_trials(connection: Connection, study_id: int, trials: Sequence[Row]) -> dict[int, int]:
     """Their ids by number; they grow with it, as Optuna relies on."""
-    rows = [{"study_id": study_id, "number": row["number"], **_values(TRIALS, row)} for row in trials]
+    rows = [{"study_id": study_id, **_values(TRIALS, row)} for row in trials]
     if not rows:
         return {}
     made = connection.execute(insert(TRIALS).returning(TRIALS.c.trial_id, sort_by_parameter_order=True), rows)
@@ -186,11 +188,7 @@ def _put_trials(connection: Connection, study_id: int, trials: Sequence[Row]) ->
 
 
 def _values(table: Table, row: Row) -> Row:
-    """Raises ValueError for a column that is not known here."""
-    columns = {column.name: column for column in _facts(table)}
-    if strange := row.keys() - columns.keys() - {"number"}:
-        raise ValueError(f"table {table.name} has no column {', '.join(sorted(strange))} here")
-    return {name: _stored(columns[name], value) for name, value in row.items() if name in columns}
+    return {column.name: _stored(column, row[column.name]) for column in _facts(table)}
 
 
 def _insert(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
