@@ -92,7 +92,7 @@ class Sweep:
         self._deadline = self._deadline_from(clock() if began is None else began)
         self._failures: list[Failure | None] = []
         self._watchdog = Watchdog(definition.config.recovery, clock)
-        self._resources = Resources(definition, detect_hardware(), self._say)
+        self._resources = Resources(definition, detect_hardware(), self._say, study)
         self._slots = Slots(crews_stay=definition.config.resources.processes == "per_trial")
         self._trials = Trials(definition, study, listen, self._resources.placed)
         self._silence = Silence()
@@ -254,9 +254,9 @@ class Sweep:
             return running is not None
         if not self._has_time(running):  # a new one that goes on with another, and has more to train than is known
             return False
-        num_devices = self._resources.offer(running.folds.config, self._num_jobs_left())
+        label = running.folds.next_label
+        num_devices = self._resources.offer(running.folds.config, self._num_jobs_left(), fold=label.fold)
         if num_devices:
-            label = running.folds.next_label
             self._deadline.start(label, running.folds.next_epochs)
             self._watchdog.start(label)
             job = running.folds.start(self._resources.take(label, num_devices))

@@ -1,15 +1,19 @@
 """How the devices of this machine are shared out among the jobs of a search.
 
 By default each job gets one device, and as many run at a time as there are. Whether all devices on one job (DDP) would
-be faster is measured on the search's own work: fold 0 of the first trial runs on all of them, fold 1 on one. At the end
-of a budget, when fewer jobs are left than devices, each gets several if that is worth it.
+be faster is measured on the search's own work: fold 0 of the first trial runs on all of them, fold 1 on one; the study
+keeps what came of it, for when it is continued on this machine. At the end of a budget, when fewer jobs are left than
+devices, each gets several if that is worth it.
 """
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import optuna
 
 from hpo.definition import StudyDefinition
 from hpo.devices import Hardware
@@ -24,12 +28,21 @@ MAX_TRIES = 3
 """Trials that may show how a job scales; those that are stopped in their first fold show nothing."""
 PER_LEARNED = 4
 """Of this many trials of a budget one may run at a time: a sampler that knows nothing yet samples at random."""
+SCALING = "hpo:scaling"
+"""Attribute of a study, by machine and number of devices: the efficiency that was measured there."""
 
 
 class Resources:
     """The machine's devices, and who has them. Used by one thread."""
 
-    def __init__(self, definition: StudyDefinition, hardware: Hardware, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        definition: StudyDefinition,
+        hardware: Hardware,
+        say: Callable[[str], None],
+        study: optuna.Study | None = None,
+    ) -> None:
+        """Without a `study` what is measured is not kept."""
         self._wish, self._config, self._say = definition.job.distributed, definition.config.resources, say
         self._hardware, self._on_gpu = hardware, _on_gpu(definition, hardware)
         self.per_job = devices_per_job(definition, hardware)
@@ -45,7 +58,12 @@ class Resources:
         self._used: dict[JobLabel, int] = {}
         self._shared: dict[JobLabel, list[int]] = {}
         """GPUs by job, where jobs share them."""
-        self._scaling = _Scaling(self._num_devices)
+        self._scaling, self._study = _Scaling(self._num_devices), study
+        devices = f"{self._num_devices} {'gpus' if self._on_gpu else 'cores'}"
+        self._kept_as = f"{SCALING}:{socket.gethostname()}:{devices}"
+        if study is not None and self._may_spread and (known := study.user_attrs.get(self._kept_as)):
+            self._scaling.efficiency = known
+            say(f"{self._scaling.choice}, as measured before (scaling efficiency {known:.0%})")
 
     def _fitting(self) -> int:
         """Jobs that have room beside each other."""
@@ -82,14 +100,16 @@ class Resources:
         is_shared_out = self._used and self._scaling.efficiency >= 1.0  # one job has them all
         return len(self._used) < self.max_jobs and is_free and not is_shared_out
 
-    def offer(self, config: JobConfig, num_left: int) -> int:
-        """Devices for the next job, a fold of `config`, when `num_left` jobs are to start, this one included.
+    def offer(self, config: JobConfig, num_left: int, *, fold: int) -> int:
+        """Devices for the next job, that `fold` of `config`, when `num_left` jobs are to start, this one included.
 
         Ask when there is room; 0 when it has to wait all the same.
         """
         if not self._may_spread or not _can_share(config, self._num_devices):
             return self.per_job
-        if self._scaling.wants_all(num_left) or self._scaling.efficiency >= 1.0:
+        if not self._used and fold == 0 and self._scaling.wants_all(num_left):  # else no job waits for it
+            return self._num_devices
+        if self._scaling.efficiency >= 1.0:
             return self._num_devices if not self._used else 0
         share = self._num_free // num_left
         if share * self._scaling.efficiency >= WORTH_IT and _can_share(config, share):
@@ -120,6 +140,8 @@ class Resources:
         """A record of that job; it shows how fast the job is."""
         if self._may_spread and self._scaling.learn(label, self._used[label], record):
             self._say(self._scaling.sentence())
+            if self._study is not None:
+                self._study.set_user_attr(self._kept_as, self._scaling.efficiency)
 
     def give_back(self, label: JobLabel) -> None:
         """The job has ended."""
@@ -177,8 +199,8 @@ class _Scaling:
         """Speed on all devices, as part of what as many jobs on one each do side by side; 0 while not known."""
 
     def wants_all(self, num_left: int) -> bool:
-        """Whether the next job is to show it."""
-        return self._trial is None and self._tries < MAX_TRIES and num_left > self._num_devices
+        """Whether the fold 0 that is next is to show it."""
+        return not self.efficiency and self._trial is None and self._tries < MAX_TRIES and num_left > self._num_devices
 
     def learn(self, label: JobLabel, num_devices: int, record: Record) -> bool:
         """Whether it is known now, and was not before."""
@@ -203,11 +225,16 @@ class _Scaling:
             self._trial = None
             self._step_s.clear()
 
+    @property
+    def choice(self) -> str:
+        """What follows from what is known."""
+        ways = ("all devices work on one job", "jobs run side by side, on one device each")
+        return ways[self.efficiency < 1.0]
+
     def sentence(self) -> str:
         """What was measured and what follows."""
         alone, together = (1e3 * self._step_s[count] for count in (min(self._step_s), self._num_devices))
-        ways = ("all devices work on one job", "jobs run side by side, on one device each")
         return (
-            f"{ways[self.efficiency < 1.0]}: a step takes {together:.3g} ms on {self._num_devices} devices and"
+            f"{self.choice}: a step takes {together:.3g} ms on {self._num_devices} devices and"
             f" {alone:.3g} ms on one (scaling efficiency {self.efficiency:.0%})"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import optuna
 import pytest
 
 from hpo.definition import StudyDefinition
@@ -54,15 +55,17 @@ def label(trial: int = 0, fold: int = 0) -> JobLabel:
 class Machine:
     """The resources of a machine, and what they said."""
 
-    def __init__(self, definition: StudyDefinition, hardware: Hardware = FOUR_GPUS) -> None:
+    def __init__(
+        self, definition: StudyDefinition, hardware: Hardware = FOUR_GPUS, study: optuna.Study | None = None
+    ) -> None:
         self.said: list[str] = []
-        self.resources = Resources(definition, hardware, self.said.append)
+        self.resources = Resources(definition, hardware, self.said.append, study)
 
     def start(self, trial: int, fold: int, *, left: int = MANY, batch: int = 32) -> int:
         """Start the next job as a sweep does; the devices it got, 0 when it has to wait."""
         if not self.resources.has_room:
             return 0
-        offered = self.resources.offer(job(batch), left)
+        offered = self.resources.offer(job(batch), left, fold=fold)
         if offered:
             self.resources.take(label(trial, fold), offered)
         return offered
@@ -258,7 +261,7 @@ def test_where_all_devices_are_as_fast_as_so_many_single_ones_one_job_at_a_time_
     [said] = machine.said
     assert said.startswith("all devices work on one job: ")
     assert not machine.resources.has_room  # while fold 1 runs on its one device
-    assert machine.resources.offer(job(), MANY) == 0
+    assert machine.resources.offer(job(), MANY, fold=2) == 0
     machine.end(0, 1)
     assert [machine.start(0, 2), machine.start(1, 0)] == [4, 0]
     machine.end(0, 2)
@@ -295,6 +298,35 @@ def test_a_first_job_that_never_began_to_train_is_followed_by_another_on_all_dev
     assert machine.start(1, 1) == 1
     machine.train(1, 1, step_s=1.0)
     assert len(machine.said) == 1
+
+
+def test_the_other_folds_of_a_trial_that_goes_on_run_side_by_side_and_nobody_waits_for_all_devices() -> None:
+    machine = Machine(define())
+    assert [machine.start(0, fold) for fold in (1, 2)] == [1, 1]
+    assert [machine.start(1, 0), machine.start(0, 3)] == [1, 1]
+    for trial, fold in ((0, 1), (0, 2), (0, 3), (1, 0)):
+        machine.train(trial, fold, step_s=1.0)
+        machine.end(trial, fold)
+    assert machine.start(2, 0) == 4
+
+
+@pytest.mark.parametrize(
+    ("on_all_s", "devices", "said"),
+    [
+        (0.5, [1, 1], "jobs run side by side, on one device each, as measured before (scaling efficiency 50%)"),
+        (0.2, [4, 0], "all devices work on one job, as measured before (scaling efficiency 125%)"),
+    ],
+)
+def test_what_was_measured_is_known_when_the_study_is_continued_on_the_same_devices(
+    on_all_s: float, devices: list[int], said: str
+) -> None:
+    study = optuna.create_study()
+    Machine(define(), study=study).measure(on_all_s=on_all_s, on_one_s=1.0)
+    again = Machine(define(), study=study)
+    assert [again.start(1, 0), again.start(2, 0)] == devices
+    assert again.said == [said]
+    others = (define({"devices_per_trial": 1}), FOUR_GPUS), (define(), Hardware(gpus=("0", "1"), cores=8))
+    assert [Machine(*other, study=study).said for other in others] == [[], []]
 
 
 @pytest.mark.parametrize(
