@@ -351,7 +351,7 @@ def validate(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a study or a configuration: files, keys, devices, then data and model up to the first step."""
+    """Check a study or a configuration: files, keys, devices; then build data and model, and train nothing."""
     from hpo import show
     from hpo.definition import load_job
     from hpo.preflight import build, check_jobs, preflight, preflight_job
