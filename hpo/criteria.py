@@ -59,6 +59,11 @@ class Criteria:
         return {each.name: each.violation(fmean(fold[each.metric] for fold in folds)) for each in self.constraints}
 
 
+def not_reported(metric: str, metrics: Iterable[str], *, key: str = "objective.metric") -> str:
+    """What is wrong with a study that asks, by `key`, for a metric which is not among those of its task."""
+    return f"the task reports no metric '{metric}' (it reports: {', '.join(metrics)}); change {key}"
+
+
 def signs(directions: Iterable[str]) -> list[float]:
     """What turns each value so that larger is better."""
     return [1.0 if direction == "maximize" else -1.0 for direction in directions]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpo.criteria import Criteria, Score, mean_score
+from hpo.criteria import Criteria, Score, mean_score, not_reported
 from hpo.events import JobLabel
 from hpo.fold_ledger import Facts
 from hpo.job import Job
@@ -329,8 +329,6 @@ def _unusable(criteria: Criteria, result: TrialResult, split_id: str | None) -> 
         return None
     if metric in result.metrics:
         return Failure(kind=FailureKind.NON_FINITE, message=f"{metric} is {result.metrics[metric]}")
-    known = ", ".join(result.metrics)
     is_objective = any(each.metric == metric for each in criteria.objectives)
     key = "objective.metric" if is_objective else "constraints"
-    message = f"the task reports no metric '{metric}' (it reports: {known}); change {key}"
-    return Failure(kind=FailureKind.CONFIG, message=message)
+    return Failure(kind=FailureKind.CONFIG, message=not_reported(metric, result.metrics, key=key))

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 
 from hpo.console import failure_text, number
-from hpo.criteria import objectives_of
+from hpo.criteria import not_reported, objectives_of
 from hpo.errors import HpoError, MismatchError
 from hpo.events import JobLabel, Listener
 from hpo.study import FAILURE, IDENTITY, SPLIT_ID, fold_dir, folder_name, folder_of, trial_folder
@@ -155,7 +155,7 @@ def _unusable(record: RecordedFold, repeated: Trained) -> Failure | None:
     if record.metric is None or (value is not None and math.isfinite(value)):
         return None
     if value is None:
-        return Failure(kind=FailureKind.CONFIG, message=f"the task reports no metric '{record.metric}'")
+        return Failure(kind=FailureKind.CONFIG, message=not_reported(record.metric, repeated.result.metrics))
     return Failure(kind=FailureKind.NON_FINITE, message=f"{record.metric} is {value}")
 
 

@@ -154,6 +154,12 @@ def test_a_score_that_is_no_number_is_the_failure_that_it_was(trial: RecordedFol
     assert "failed again\nnon_finite: accuracy is nan" in verdict(record, again(trial, scored(math.nan))).text
 
 
+def test_a_metric_that_the_task_does_not_report_is_said_as_the_search_said_it(trial: RecordedFold) -> None:
+    message = "the task reports no metric 'f1' (it reports: accuracy, loss); change objective.metric"
+    record = replace(trial, metric="f1", failure=Failure(kind=FailureKind.CONFIG, message=message))
+    assert verdict(record, again(trial, OUTCOME)).failure == record.failure
+
+
 def test_another_score_is_not_sound_and_a_missing_one_cannot_be_compared(trial: RecordedFold) -> None:
     assert not verdict(replace(trial, outcome=OUTCOME), again(trial, scored(0.7))).is_sound
     found = verdict(trial, again(trial, OUTCOME))
