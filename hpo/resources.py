@@ -100,7 +100,7 @@ class Resources:
         is_shared_out = self._used and self._scaling.efficiency >= 1.0  # one job has them all
         return len(self._used) < self.max_jobs and is_free and not is_shared_out
 
-    def offer(self, config: JobConfig, num_left: int, *, fold: int) -> int:
+    def offer(self, config: JobConfig, num_left: int, *, fold: int | None) -> int:
         """Devices for the next job, that `fold` of `config`, when `num_left` jobs are to start, this one included.
 
         Ask when there is room; 0 when it has to wait all the same.
