@@ -1,19 +1,22 @@
 """Prepared samples on disk, their folds, and the loaders of a rank.
 
-Samples are prepared (tokenised, converted) once per dataset and recipe, as ``.npy`` arrays in the cache, and mapped
-into memory read-only by every fold, trial and rank. Folds are computed once per cross-validation block and kept beside
-them.
+Samples are prepared (tokenised, converted) once per dataset and recipe, and per source where a task is the user's own,
+as ``.npy`` arrays in the cache, and mapped into memory read-only by every fold, trial and rank. Folds are computed once
+per cross-validation block and kept beside them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import inspect
 import io
 import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -57,10 +60,13 @@ class PreparedData:
 
 
 def prepare_once(config: JobConfig, recipe: dict[str, Any], build: Callable[[Path], PreparedData]) -> PreparedData:
-    """What `build` makes, from the cache when the same `recipe` (plain values) was built before.
+    """What `build` makes, from the cache when the same `recipe` (plain values) was built before, by the same code.
 
+    The code is the modules of `build` and of the class that it is a method of; this package's goes by the recipe alone.
     `build` gets a folder to leave more files in. Safe for many processes at once: one builds, the others wait.
     """
+    if code := _own_code(build):
+        recipe = {"recipe": recipe, "code": code}
     cache = Path(config.output.root) / "cache"
     folder = cache / f"data-{_digest(recipe)}"
     if not folder.exists():
@@ -70,6 +76,31 @@ def prepare_once(config: JobConfig, recipe: dict[str, Any], build: Callable[[Pat
                 with naming(folder):
                     _build(folder, recipe, build)
     return _load(folder)
+
+
+def _own_code(build: Callable[..., PreparedData]) -> dict[str, str]:
+    """Where `build` is a user's own: the function, or the classes it is a method of, by name, with their sources."""
+    while isinstance(build, functools.partial):
+        build = build.func
+    if not _is_own(build):
+        return {}
+    owner: Any = getattr(build, "__self__", build)
+    classes = owner.__mro__ if isinstance(owner, type) else type(owner).__mro__
+    parts: Sequence[Any] = [build] if inspect.isfunction(build) else [each for each in classes if _is_own(each)]
+    return {f"{part.__module__}:{part.__qualname__}": _source(part.__module__) for part in parts}
+
+
+def _is_own(part: Any) -> bool:
+    return str(part.__module__).partition(".")[0] not in ("training", "typing", "builtins")
+
+
+@functools.cache
+def _source(module: str) -> str:
+    """A digest of the source that `module` was imported from, not of what becomes of it; empty if it has none."""
+    try:
+        return hashlib.sha256(inspect.getsource(sys.modules[module]).encode()).hexdigest()[:16]
+    except (OSError, TypeError, KeyError):  # typed in, or compiled
+        return ""
 
 
 def _build(folder: Path, recipe: dict[str, Any], build: Callable[[Path], PreparedData]) -> None:

@@ -7,6 +7,7 @@ ways round; optionally for several prefixes of the vectors at once (Matryoshka, 
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Embedding:
         recipe = text_recipe(config) | {"images": _sees(config)}
         if _sees(config) and config.model.pretrained:
             recipe["input"] = input_format(config.model.pretrained)
-        return prepare_once(config, recipe, lambda folder: self._build(config, folder))
+        return prepare_once(config, recipe, partial(self._build, config))
 
     def _build(self, config: JobConfig, folder: Path) -> PreparedData:
         table = sample(load_table(config.data), config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -28,9 +29,9 @@ class ImageClassification:
             "seed": config.cross_validation.seed,
             "input": input_format(config.model.pretrained) if config.model.pretrained else None,
         }
-        return prepare_once(config, recipe, lambda folder: self._build(config))
+        return prepare_once(config, recipe, partial(self._build, config))
 
-    def _build(self, config: JobConfig) -> PreparedData:
+    def _build(self, config: JobConfig, _: Path) -> PreparedData:
         table = sample(load_table(config.data), config)
         classes, labels = encode_classes(table, config.data)
         pixels = read_pixels(table, config)

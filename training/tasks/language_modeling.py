@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ class LanguageModeling:
 
     def prepare(self, config: JobConfig) -> PreparedData:
         """Tokenise once per dataset and tokenizer."""
-        return prepare_once(config, text_recipe(config), lambda folder: self._build(config, folder))
+        return prepare_once(config, text_recipe(config), partial(self._build, config))
 
     def _build(self, config: JobConfig, folder: Path) -> PreparedData:
         table = sample(load_table(config.data), config)

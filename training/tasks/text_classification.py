@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class TextClassification:
 
     def prepare(self, config: JobConfig) -> PreparedData:
         """Tokenise once per dataset and tokenizer."""
-        return prepare_once(config, text_recipe(config), lambda folder: self._build(config, folder))
+        return prepare_once(config, text_recipe(config), partial(self._build, config))
 
     def _build(self, config: JobConfig, folder: Path) -> PreparedData:
         table = sample(load_table(config.data), config)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from training.config import JobConfig
-from training.data import Batch, Loaders, PreparedData, build_loaders, prepare_once
+from training.data import Batch, Loaders, PreparedData, _own_code, _source, build_loaders, prepare_once
 from training.distributed import RunContext
 from training.errors import DataError
+from training.tasks.image_classification import ImageClassification
 
 
 def config(tmp_path: Path, **changes: object) -> JobConfig:
@@ -50,6 +54,53 @@ def test_another_recipe_is_built_apart_and_a_failed_build_leaves_nothing(tmp_pat
     first = prepare_once(config(tmp_path), {"a": 1}, lambda folder: numbers(10))
     other = prepare_once(config(tmp_path), {"a": 2}, lambda folder: numbers(20))
     assert (len(first), len(other)) == (10, 20)
+
+
+BASE = """\
+import numpy
+from training.data import PreparedData
+class Base:
+    def build(self, folder):
+        return PreparedData(arrays={"x": numpy.arange(self.length)})
+"""
+OWN_TASK = """\
+import functools
+from own_base import Base
+from training.data import prepare_once
+class {name}(Base):
+    length = {length}
+    def prepare(self, config):
+        return prepare_once(config, {{"a": 1}}, {build})
+"""
+
+
+@pytest.mark.parametrize("build", ["self.build", "lambda folder: self.build(folder)", "functools.partial(self.build)"])
+def test_what_a_task_of_ones_own_prepares_is_built_again_when_its_name_or_its_source_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # or sources of one second and size would share it
+    (tmp_path / "own_base.py").write_text(BASE)
+    lengths = []
+    for name, length in (("Task", 10), ("Task", 10), ("Task", 20), ("Other", 20), ("Task", 10)):
+        (tmp_path / "own.py").write_text(OWN_TASK.format(name=name, build=build, length=length))
+        for module in ("own", "own_base"):  # as a process that starts now
+            sys.modules.pop(module, None)
+        _source.cache_clear()
+        lengths.append(len(getattr(importlib.import_module("own"), name)().prepare(config(tmp_path))))
+    assert lengths == [10, 10, 20, 20, 10]
+    assert len([*tmp_path.glob("cache/data-*/x.npy")]) == 3
+
+
+def test_tasks_without_a_source_go_by_their_names_and_those_of_this_package_by_the_recipe(tmp_path: Path) -> None:
+    typed = "def {}(folder): return PreparedData(arrays={{'x': numpy.arange({})}})"
+    lengths = []
+    for name, length in (("first", 10), ("second", 20), ("first", 30)):
+        names: dict[str, Any] = {"__name__": "typed", "numpy": np, "PreparedData": PreparedData}
+        exec(typed.format(name, length), names)
+        lengths.append(len(prepare_once(config(tmp_path), {"a": 1}, names[name])))
+    assert lengths == [10, 20, 10]
+    assert _own_code(ImageClassification()._build) == {}
 
 
 def test_damaged_prepared_data_is_named(tmp_path: Path) -> None:
