@@ -42,6 +42,8 @@ from training.run_dir import Record
 
 PAUSE_FACTOR = 10
 """A write that failed after t seconds is followed by a pause of this many t: it costs a tenth of the time."""
+VAIN_ROUNDS = 4
+"""At the end: a server that fails now and then has taken something meanwhile, one that is away nothing."""
 MAX_RECORDS_KEPT = 50_000
 """Records of all jobs kept while MLflow is away; the oldest go first."""
 MAX_TRIALS_KEPT = 500
@@ -127,20 +129,28 @@ class MlflowTracker:
     def write(self) -> None:
         """Write what MLflow lacks, parents before children, unless it refused something just now.
 
-        At the end of a sweep or a job without one, all is tried, and what fails once is tried once more.
+        At the end of a sweep or a job without one, all is tried until MLflow has taken nothing a few times in a row.
         """
         self._hear_the_past()
         if not self._last_writes_s:
             return self._write(self._clock() + WRITE_INTERVAL_S)
         self._taken_at = self._clock()
         deadline, self._last_writes_s = self._taken_at + self._last_writes_s, 0.0
-        for _ in range(2):
+        vain = 0
+        while self.has_unwritten and vain < VAIN_ROUNDS:
+            before, self._paused_until = self._num_unwritten, -math.inf
+            self._hear_the_past()
             self._write(deadline, to_the_end=True)
+            vain = vain + 1 if self._num_unwritten == before else 0
 
     @property
     def has_unwritten(self) -> bool:
-        """Whether MLflow lacks something."""
-        return bool(self._records) or any(not run.is_written for run in self._all())
+        """Whether MLflow lacks something, or was not asked yet what it lacks."""
+        return (self._sweep is not None and not self._knows_the_past) or self._num_unwritten > 0
+
+    @property
+    def _num_unwritten(self) -> int:
+        return len(self._records) + sum(not run.is_written for run in self._all())
 
     def log_model(self, label: JobLabel, model: Model) -> str:
         """Log `model` as one of that job (finished or not) and register it.
