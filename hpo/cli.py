@@ -123,7 +123,7 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
     from hpo.masking import masked
     from hpo.orchestrator import Sweep
     from hpo.preflight import preflight
-    from hpo.reporting.summary import describe_best, describe_front
+    from hpo.reporting.summary import describe_best, describe_front, describe_status
     from hpo.storage import open_storage
     from hpo.study import open_study, study_names
     from hpo.tally import tally_of
@@ -141,16 +141,17 @@ def sweep(  # noqa: PLR0913 - its parameters are the command's options
         tracker = tracker_of(definition, console)  # it imports MLflow while the first models are built
         if definition.config.study not in study_names(database):
             _require_buildable(definition, study)
-        opened = open_study(definition, database)
+        opened = open_study(definition, database, notice_to(console))
         run = Sweep(definition, opened, all_of(tracker, console), began=began)
         run.run()
     _require_hope(run)
     if definition.config.budget.deadline is not None and not tally_of(opened).states()[TrialState.COMPLETE]:
         return show.no_best(as_json=as_json)  # it said what is parked, and how to go on
-    where = masked(url)
+    where, more = masked(url), show.failed(describe_status(opened), again)
     if len(definition.config.objectives) > 1:
-        return show.front(describe_front(opened), as_json=as_json, again=again, tracking=tracker.where, storage=where)
-    show.best(describe_best(opened), as_json=as_json, again=again, tracking=tracker.where, storage=where)
+        front = describe_front(opened)
+        return show.front(front, more, as_json=as_json, again=again, tracking=tracker.where, storage=where)
+    show.best(describe_best(opened), more, as_json=as_json, again=again, tracking=tracker.where, storage=where)
 
 
 @app.command()
@@ -165,27 +166,25 @@ def worker(
     began = time.monotonic()
     from hpo import show
     from hpo.console import open_console
-    from hpo.definition import has_file, joined_definition
+    from hpo.definition import joined_definition
     from hpo.launchers import warm_up
     from hpo.orchestrator import Sweep
     from hpo.patience import OUTAGE_S
     from hpo.reporting.summary import describe_status
     from hpo.study import definition_of, load_study
 
-    here = study if has_file(study) else None
-    database, name, _ = open_any(here, env, settings, storage)
+    database, name, _ = open_any(study, env, settings, storage)
     database.patience.lasts_s = OUTAGE_S
     opened = load_study(name or study, database)
     definition = joined_definition(definition_of(opened), settings=launched_by(launcher, settings))
     warm_up(definition.job)
-    failed = again_options(study, env, settings, storage)
-    with terminable(lambda: "the other processes of the study go on"), open_console(again=failed) as console:
+    again = again_options(study, env, settings, storage)
+    with terminable(lambda: "the other processes of the study go on"), open_console(again=again) as console:
         tracker = tracker_of(definition, console)
         run = Sweep(definition, opened, all_of(tracker, console), began=began)
         run.run()
     _require_hope(run)
-    again = again_options(here, env, settings, storage)
-    show.helped(describe_status(opened), run.num_told, again=again, has_file=here is not None)
+    show.helped(describe_status(opened), run.num_told, again=again)
 
 
 @app.command()

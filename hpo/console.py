@@ -79,6 +79,11 @@ def number(value: float | None) -> str:
     return f"{value:.4f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:.4g}"
 
 
+def counted(count: int, what: str) -> str:
+    """``1 trial``, ``2 trials``."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def parameters(params: Mapping[str, Any]) -> str:
     """``optimizer.lr=0.0012 training.global_batch_size=32``, values as one would write them in YAML."""
     return clean(" ".join(f"{name}={_yaml(value)}" for name, value in params.items()))

@@ -118,6 +118,14 @@ class Held:
         """Whether anyone may end it."""
         return self.is_expired or self.holder.is_dead
 
+    @property
+    def why_lost(self) -> str:
+        """Why, of one that is lost."""
+        pid, host = self.holder.pid, self.holder.host.partition("/")[0]
+        if self.holder.is_dead:
+            return f"process {pid} is dead"
+        return f"process {pid} of {host} has been silent for too long" if host else "no process ever said so"
+
 
 Parameters = ParamSpec("Parameters")
 Value = TypeVar("Value")

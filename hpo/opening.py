@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from hpo.errors import HpoError, StorageError
+from hpo.errors import HpoError, StorageError, StudyNotFoundError
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -93,24 +93,43 @@ def storage_url(definition: StudyDefinition, storage: str | None) -> str:
 def open_any(
     study: str | None, env: str | None, settings: list[str] | None, storage: str | None
 ) -> tuple[LedgerStorage, str | None, Path]:
-    """The storage, the study's name and the output folder, of a study or of the base configuration alone."""
-    from hpo.definition import base_job
+    """The storage, the study's name and the output folder: of a study, also where its file does not exist, or of the
+    base configuration alone."""
+    from hpo.definition import base_job, has_file
     from hpo.storage import default_url, open_storage
 
-    if study is not None:
+    if study is not None and has_file(study):
         definition = define(study, env, settings or [])
         url = storage_url(definition, storage)
         return open_storage(url, create=False), definition.config.study, definition.root
     root = Path(base_job(environment=env, settings=settings or ()).output.root)
-    return open_storage(storage or default_url(root), create=False), None, root
+    database = open_storage(storage or default_url(root), create=False)
+    if study is not None:
+        _require_there(study, database)
+    return database, study, root
+
+
+def _require_there(study: str, database: LedgerStorage) -> None:
+    """Raises StudyNotFoundError where a study without a file is not in the storage either."""
+    from hpo.definition import find_study
+    from hpo.masking import masked
+    from hpo.study import study_names
+
+    names = study_names(database)
+    if study in names:
+        return
+    try:
+        find_study(study)
+    except StudyNotFoundError as error:
+        there = ", ".join(names) or "none"
+        raise StudyNotFoundError(f"{error} (studies in {masked(database.url)}: {there})") from error
 
 
 def open_recorded(study: str, env: str | None, settings: list[str] | None, storage: str | None) -> Study:
     """A study that exists, also where its file does not."""
-    from hpo.definition import has_file
     from hpo.study import load_study
 
-    database, name, _ = open_any(study if has_file(study) else None, env, settings, storage)
+    database, name, _ = open_any(study, env, settings, storage)
     return load_study(name or study, database)
 
 
@@ -143,10 +162,16 @@ def price(definition: StudyDefinition, storage: str | None) -> Price:
 def open_existing(
     study: str, env: str | None, settings: list[str] | None, storage: str | None
 ) -> tuple[StudyDefinition, str, Study]:
-    """A study that exists: its definition, the URL of its storage, and itself."""
+    """A study that exists: its definition, the one that it keeps where it has no file, the URL of its storage, and
+    itself."""
+    from hpo.definition import has_file, joined_definition
     from hpo.storage import open_storage
-    from hpo.study import load_study
+    from hpo.study import definition_of, load_study
 
+    if not has_file(study):
+        database, _, _ = open_any(study, env, settings, storage)
+        loaded = load_study(study, database)
+        return joined_definition(definition_of(loaded), settings=settings or ()), database.url, loaded
     definition = define(study, env, settings or [])
     url = storage_url(definition, storage)
     return definition, url, load_study(definition.config.study, open_storage(url, create=False))

@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpo import interruption
 from hpo.budget import Spent
+from hpo.console import counted
 from hpo.deadline import Clock, Deadline
 from hpo.definition import StudyDefinition
 from hpo.devices import detect_hardware
@@ -123,8 +124,8 @@ class Sweep:
         try:
             self._listen(opening(self._definition, self._study))
             self._recover_first()
-            if places_taken(self._study) >= self._budget.total:
-                done = f"the study has the {self._budget.total} trials that were asked for"
+            if (taken := places_taken(self._study)) >= self._budget.total:
+                done = f"the study has {counted(taken, 'trial')} ({self._budget.total} asked for)"
                 go_on = "paused ones that may still win go on" if self._trials.has_second_look else MORE_TRIALS
                 self._say(f"{done}; {go_on}")
             self._started = self._clock()  # opening MLflow takes seconds that belong to no trial

@@ -10,8 +10,9 @@ import optuna
 
 from hpo.budget import HOUR_S
 from hpo.definition import StudyDefinition
+from hpo.identity import identity_differences
 from hpo.spending import EPOCHS, budget_of, fold_times
-from hpo.study import IDENTITY, identity_differences, load_study, study_names
+from hpo.study import IDENTITY, load_study, study_names
 from hpo.tally import tally_of
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -73,6 +74,7 @@ def export(  # noqa: PLR0913 - its parameters are the command's options
     as_json: JsonOption = False,
 ) -> None:
     """Write a study to one file, to keep it or to import it elsewhere; also while it runs."""
+    from hpo.console import counted
     from hpo.moving.exporting import export_study
     from hpo.printing import print_json, print_next, print_rows
 
@@ -80,7 +82,8 @@ def export(  # noqa: PLR0913 - its parameters are the command's options
     found = export_study(opened, file, with_checkpoints=not without_checkpoints)
     if as_json:
         return print_json({"study": opened.study_name, **asdict(found)})
-    what = f"{found.trials} trials, {found.folds} folds, {found.checkpoints} checkpoints"
+    counts = {"trial": found.trials, "fold": found.folds, "checkpoint": found.checkpoints}
+    what = ", ".join(counted(count, each) for each, count in counts.items())
     print_rows(
         [
             ("study", opened.study_name),
@@ -101,6 +104,7 @@ def import_command(
     as_json: JsonOption = False,
 ) -> None:
     """Make a study out of the file that it was exported to, in this storage and output folder; all of it or nothing."""
+    from hpo.definition import has_file
     from hpo.moving.archive import open_archive
     from hpo.moving.importing import import_study, name_of
     from hpo.printing import print_json, print_next, print_rows
@@ -114,4 +118,10 @@ def import_command(
     where = [("folder", found.folder), ("storage", masked(database.url))]
     print_rows([("study", found.study), ("trials", trials), *where])
     again = again_options(found.study, env, settings, storage)
-    print_next(f"hpo status {again}", f"hpo sweep {again}")
+    if has_file(found.study):
+        return print_next(f"hpo status {again}", f"hpo sweep {again}")
+    print_next(f"hpo status {again}", f"hpo worker {again}")
+    print(
+        f"note: hpo sweep needs studies/{found.study}.yaml, which is not in the export; hpo worker does not",
+        file=sys.stderr,
+    )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo.budget import Left
-from hpo.console import duration, failure_text, number, replay_command
+from hpo.console import as_typed, counted, duration, failure_text, number, replay_command
 from hpo.definition import StudyDefinition
 from hpo.devices import Placement
 from hpo.fold_statistics import Interval
@@ -27,6 +27,7 @@ from hpo.printing import print_rows as _print_rows
 from hpo.printing import print_table as _print_table
 from hpo.reporting.summary import BestTrial, StudyStatus
 from hpo.selection import Choice
+from hpo.study import by_kind
 from hpo.train_best import Trained
 from training.config import JobConfig, flatten
 
@@ -34,34 +35,60 @@ if TYPE_CHECKING:
     from hpo.reporting.publishing import Published
     from hpo.reporting.report import Report
 
+Rows = Sequence[tuple[str, Any]]
+
 MAX_SHOWN = 15
 """Trials of a report on the terminal."""
 
 
-def best(winner: BestTrial, *, as_json: bool, again: str, tracking: str | None = None, storage: str = "") -> None:
-    """The winner: score with its interval, hyperparameters, where everything is, the next commands.
+def best(
+    winner: BestTrial,
+    more: Rows = (),
+    *,
+    as_json: bool,
+    again: str,
+    tracking: str | None = None,
+    storage: str = "",
+) -> None:
+    """The winner: score with its interval, hyperparameters, `more`, where everything is, the next commands.
 
     `again` are the options that lead to the same study once more.
     """
     if as_json:
         return _print_json({**_trial_values(winner), "storage": storage})
     where = [("storage", storage), *([("mlflow", tracking)] if tracking else [])]
-    _print_rows([*_trial_rows(winner, "best trial"), *where])
+    _print_rows([*_trial_rows(winner, "best trial"), *more, *where])
     _print_next(f"hpo report {again}", f"hpo train-best {again}", f"hpo dashboard {again}")
 
 
 def front(
-    trials: Sequence[BestTrial], *, as_json: bool, again: str, tracking: str | None = None, storage: str = ""
+    trials: Sequence[BestTrial],
+    more: Rows = (),
+    *,
+    as_json: bool,
+    again: str,
+    tracking: str | None = None,
+    storage: str = "",
 ) -> None:
-    """The Pareto front of several objectives: each trial's means with their intervals, its hyperparameters, and what to
-    type next."""
+    """The Pareto front of several objectives: each trial's means with their intervals, its hyperparameters, `more`, and
+    what to type next."""
     if as_json:
         return _print_json({"study": trials[0].study, "front": [*map(front_values, trials)], "storage": storage})
     print(f"\nfront of study {trials[0].study}: {len(trials)} trial{'s' * (len(trials) > 1)} that no other dominates\n")
     _print_table(front_table(trials))
-    _print_rows([("storage", storage), *([("mlflow", tracking)] if tracking else [])])
+    _print_rows([*more, ("storage", storage), *([("mlflow", tracking)] if tracking else [])])
     train = f"hpo train-best {again} --trial {trials[0].number}"
     _print_next(f"hpo report {again}", train, f"hpo dashboard {again}")
+
+
+def failed(status: StudyStatus, again: str) -> Rows:
+    """How many trials of a sweep that is over failed, and how to see the last of them fail again."""
+    if not status.failures:
+        return ()
+    total = sum(status.trials[state] for state in ("COMPLETE", "PRUNED", "FAIL"))
+    rows = [("failed", f"{sum(status.failures.values())} of {counted(total, 'trial')}: {by_kind(status.failures)}")]
+    see = replay_command(again, *status.last_failed) if status.last_failed else as_typed(f"hpo status {again}")
+    return [*rows, ("to see it again", see)]
 
 
 def no_best(*, as_json: bool) -> None:
@@ -249,17 +276,18 @@ def status(statuses: list[StudyStatus], *, as_json: bool, again: Callable[[str],
         _print_next("hpo sweep --study bert_cv")
 
 
-def helped(status: StudyStatus, num_trials: int, *, again: str, has_file: bool) -> None:
-    """What a worker did, how the study stands, and what to type next; most commands need the study's file."""
-    done = f"evaluated {num_trials} trial{'s' * (num_trials != 1)}"
+def helped(status: StudyStatus, num_trials: int, *, again: str) -> None:
+    """What a worker did, how the study stands, and what to type next."""
+    done = f"evaluated {counted(num_trials, 'trial')}"
     _print_rows([("this worker", done), *_progress(status)])
     judged = ("report", "train-best") if status.best_trial is not None else ("best",) if status.front else ("status",)
-    commands = judged if has_file and not status.running else ("status",)
+    commands = ("status",) if status.running else judged
     _print_next(*(f"hpo {command} {again}".strip() for command in commands))
 
 
 def _progress(status: StudyStatus) -> Iterator[tuple[str, Any]]:
-    counts = ", ".join(f"{count} {state.lower()}" for state, count in status.trials.items() if count) or "no trials"
+    states = status.trials | {"RUNNING": status.trials["RUNNING"] - len(status.lost), "LOST": len(status.lost)}
+    counts = ", ".join(f"{count} {state.lower()}" for state, count in states.items() if count) or "no trials"
     yield from (("study", status.study), ("trials", counts))
     if status.best_trial is not None:
         yield "best", f"{number(status.best_value)} (trial {status.best_trial})"
@@ -277,6 +305,10 @@ def _progress(status: StudyStatus) -> Iterator[tuple[str, Any]]:
 
 
 def _troubles(status: StudyStatus, again: str) -> Iterator[tuple[str, Any]]:
+    for trial in status.lost:
+        yield "lost", f"{_running(trial)}: evaluated by nobody any more, {trial['why']}"
+    if status.lost:
+        yield "", as_typed(f"hpo sweep {again}") + f" goes on with {'them' if status.lost[1:] else 'it'}"
     if status.interrupted:
         yield "interrupted", f"{status.interrupted} (queued again, not counted)"
     for kind, count in status.failures.items():
@@ -289,8 +321,8 @@ def _troubles(status: StudyStatus, again: str) -> Iterator[tuple[str, Any]]:
 
 def _running(trial: dict[str, Any]) -> str:
     """``trial 7, fold 2 after 3 epochs, fold 3 after 0``"""
-    folds = [f"fold {fold} after {epoch} epoch{'s' * (epoch != 1)}" for fold, epoch in trial["folds"].items()]
-    return ", ".join([f"trial {trial['number']}", *(folds or [f"{trial['reports']} epochs reported"])])
+    folds = [f"fold {fold} after {counted(epoch, 'epoch')}" for fold, epoch in trial["folds"].items()]
+    return ", ".join([f"trial {trial['number']}", *(folds or [f"{counted(trial['reports'], 'epoch')} reported"])])
 
 
 def _left(name: str, left: Left) -> str:
@@ -316,7 +348,7 @@ def valid(definition: StudyDefinition, placement: Placement, *, as_json: bool, a
         ("objective", ", ".join(f"{each.direction} {each.metric}" for each in config.objectives)),
         *(("constraint", each.text) for each in config.constraints),
         ("search space", ", ".join(config.search_space)),
-        ("jobs", f"{config.budget.trials} trials x {definition.job.cross_validation.num_splits} folds = {jobs}"),
+        ("jobs", _jobs(config.budget.trials, definition.job.cross_validation.num_splits)),
         ("devices", _where(placement)),
         ("ends after", _limits(config.budget.model_dump(exclude_none=True))),
     ]
@@ -324,6 +356,10 @@ def valid(definition: StudyDefinition, placement: Placement, *, as_json: bool, a
     for notice in placement.notices:
         print(f"note: {notice}", file=sys.stderr)
     _print_next(f"hpo sweep {again}")
+
+
+def _jobs(trials: int, folds: int) -> str:
+    return f"{counted(trials, 'trial')} x {counted(folds, 'fold')} = {trials * folds}"
 
 
 def _limits(limits: Mapping[str, Any]) -> str:
@@ -359,7 +395,8 @@ def valid_job(job: JobConfig, name: str, placement: Placement, *, as_json: bool,
 
 
 def _where(placement: Placement) -> str:
-    return f"{placement.world_size} GPU(s)" if placement.gpus else f"CPU, {placement.world_size} process(es)"
+    count = placement.world_size
+    return counted(count, "GPU") if placement.gpus else f"CPU, {count} process{'es' * (count != 1)}"
 
 
 def price(cost: Price, *, as_json: bool) -> None:
@@ -376,7 +413,7 @@ def _price(cost: Price) -> dict[str, Any]:
 
 def _price_rows(cost: Price) -> Iterator[tuple[str, Any]]:
     low, high = cost.epochs
-    yield "jobs", f"{cost.trials} trials x {cost.folds} folds = {cost.jobs}"
+    yield "jobs", _jobs(cost.trials, cost.folds)
     yield "epochs", f"{low} a fold" if low == high else f"{low} to {high} a fold"
     yield "samples", "all of the data" if cost.max_samples is None else f"{cost.max_samples} at most"
     measured = cost.measured
@@ -405,7 +442,8 @@ def plan(found: Plan, job: JobConfig, searched: Sequence[str], *, as_json: bool,
         price(cost, as_json=False)
     if searched:
         print("\nlargest configuration: " + ", ".join(f"{key} {value}" for key, value in largest.items()))
-    gpus = f"{found.gpus.count} GPU(s) of {gib(found.gpus.memory_bytes)}, {gib(found.gpus.usable_bytes)} of each usable"
+    size, usable = gib(found.gpus.memory_bytes), gib(found.gpus.usable_bytes)
+    gpus = f"{counted(found.gpus.count, 'GPU')} of {size}, {usable} of each usable"
     rows: list[tuple[str, ...]] = [
         ("per GPU", "peak", "parameters", "gradients", "optimizer", "activations", "micro-batches", "")
     ]

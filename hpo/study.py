@@ -6,6 +6,7 @@ import contextlib
 import math
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,20 +14,18 @@ from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.distributions import check_distribution_compatibility
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.criteria import objectives_of
+from hpo.console import counted
 from hpo.definition import StudyDefinition
 from hpo.errors import HpoError, NoBestTrialError, StorageError, StudyChangedError, StudyNotFoundError
-from hpo.fold_ledger import FoldRow
+from hpo.fold_ledger import FoldRow, FoldState
+from hpo.identity import identity_differences
 from hpo.launchers import job_id_prefix, kill_processes
 from hpo.ledger import SUCCEEDS, Held, ledger_of
 from hpo.masking import masked
 from hpo.sampling import sampled_values, sampler_for
-from hpo.search_space import distribution
-from hpo.study_config import ParameterConfig
 from hpo.tally import (
     AUDIT,
     CONTINUES,
@@ -40,7 +39,6 @@ from hpo.tally import (
     SAMPLED,
     tally_of,
 )
-from training.config import JobConfig, flatten
 from training.errors import Failure, FailureKind
 from training.run_dir import RunDir
 
@@ -56,8 +54,13 @@ LOCK_WAIT_S, LOCK_POLL_S = 10.0, 0.01
 """How long a sweep waits until another one beside it has done asking, and how often it looks."""
 
 
-def open_study(definition: StudyDefinition, storage: optuna.storages.BaseStorage) -> optuna.Study:
-    """Create the study or continue it. Raises StudyChangedError with the difference when it was made otherwise."""
+def open_study(
+    definition: StudyDefinition,
+    storage: optuna.storages.BaseStorage,
+    say: Callable[[str], None] = lambda text: None,
+) -> optuna.Study:
+    """Create the study or continue it. Raises StudyChangedError with the difference when it was made otherwise; without
+    a score it is redefined, and `say` hears of that."""
     config = definition.config
     study = optuna.create_study(
         study_name=config.study,
@@ -71,8 +74,10 @@ def open_study(definition: StudyDefinition, storage: optuna.storages.BaseStorage
                 _initialize(study, definition)
     _refuse_contradictions(study, definition)
     differences = identity_differences(study.user_attrs[IDENTITY], definition.identity())
-    if differences and _may_be_redefined(study, differences):
+    if differences and _may_be_redefined(study, definition, differences):
+        _set_metric_names(study, definition)
         study.set_user_attr(IDENTITY, definition.identity())
+        say(f"the definition changed: {', '.join(differences)}")
     elif differences:
         raise StudyChangedError(
             f"study '{config.study}' in {masked(_url(storage))} was made from another definition:\n"
@@ -125,9 +130,7 @@ def _only_process(definition: StudyDefinition) -> Iterator[None]:
 
 
 def _initialize(study: optuna.Study, definition: StudyDefinition) -> None:
-    directions = [direction.name.lower() for direction in study.directions]
-    wanted = [objective.direction for objective in definition.config.objectives]
-    if study.get_trials(deepcopy=False) or directions != wanted:
+    if study.get_trials(deepcopy=False) or not _has_directions_of(study, definition):
         raise StudyChangedError(
             f"study '{study.study_name}' was not made by this definition; give yours a new name (study: in its file)"
         )
@@ -137,17 +140,35 @@ def _initialize(study: optuna.Study, definition: StudyDefinition) -> None:
         raise StorageError(f"output.root {definition.root} cannot be written: {error.strerror}") from error
     study.set_user_attr(UID, uuid.uuid4().hex)
     study.set_user_attr(FOLDER, str(folder.path))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names([objective.metric for objective in definition.config.objectives])
+    _set_metric_names(study, definition)
     study.set_user_attr(IDENTITY, definition.identity())  # last: its presence says that the others are there
 
 
-def _may_be_redefined(study: optuna.Study, differences: list[str]) -> bool:
-    """While a study has no score there is none to compare with: a mistake in its configuration can be corrected."""
-    unscored = (TrialState.FAIL, TrialState.WAITING)
-    is_unscored = all(trial.state in unscored for trial in study.get_trials(deepcopy=False))
-    return is_unscored and not any(line.startswith(("objective", "search_space.")) for line in differences)
+def _has_directions_of(study: optuna.Study, definition: StudyDefinition) -> bool:
+    directions = [direction.name.lower() for direction in study.directions]
+    return directions == [objective.direction for objective in definition.config.objectives]
+
+
+def _set_metric_names(study: optuna.Study, definition: StudyDefinition) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([objective.metric for objective in definition.config.objectives])
+
+
+def _may_be_redefined(study: optuna.Study, definition: StudyDefinition, differences: list[str]) -> bool:
+    """While a study has no score there is none to compare with: a mistake in its definition can be corrected.
+
+    A complete fold's score says of which configuration it is, but not by which objective. Search space and directions
+    are Optuna's, which changes neither.
+    """
+    trials, unscored = study.get_trials(deepcopy=False), (TrialState.FAIL, TrialState.WAITING)
+    if any(trial.state not in unscored for trial in trials) or not _has_directions_of(study, definition):
+        return False
+    if any(line.startswith("objective") for line in differences):
+        rows = (row for trial in trials for row in ledger_of(study).folds(trial._trial_id))
+        if any(row.state is FoldState.COMPLETE for row in rows):
+            return False
+    return not any(line.startswith("search_space.") for line in differences)
 
 
 def _refuse_contradictions(study: optuna.Study, definition: StudyDefinition) -> None:
@@ -214,47 +235,6 @@ def fold_dir(study: optuna.Study, number: int, fold: int) -> RunDir:
         if number in successors:
             return fold_dir(study, successors[number], fold)
     return RunDir(path)
-
-
-def identity_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """A line for each incompatible change; wider or narrower ranges and added or removed parameters are compatible."""
-    lines = [*_objective_differences(stored, wanted)]
-    for name in sorted(set(stored["search_space"]) & set(wanted["search_space"])):
-        before, after = (side["search_space"][name] for side in (stored, wanted))
-        try:
-            check_distribution_compatibility(_distribution(before), _distribution(after))
-        except ValueError:
-            lines.append(f"search_space.{name}: {_brief(before)} -> {_brief(after)}")
-    if stored["max_epochs"] != wanted["max_epochs"]:  # the axis of the reported values (hpo/pruning.py)
-        lines.append(f"highest training.epochs: {stored['max_epochs']} -> {wanted['max_epochs']}")
-    # A key that a version before this one did not know had what is its default now.
-    old, new = ({**dict(flatten(JobConfig().model_dump())), **side["config"]} for side in (stored, wanted))
-    searched = {*stored["search_space"], *wanted["search_space"]}
-    for key in sorted({*old, *new} - searched):
-        if old.get(key) != new.get(key):
-            lines.append(f"config.{key}: {old.get(key)} -> {new.get(key)}")
-    return lines
-
-
-def _objective_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
-    """Of the objectives, and of the constraints."""
-    old, new = objectives_of(stored), objectives_of(wanted)
-    for number, (before, after) in enumerate(zip(old, new, strict=False)):
-        name = f"objective.{number}" if old[1:] and new[1:] else "objective"
-        yield from (f"{name}.{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key])
-    if len(old) != len(new):
-        yield f"objective: {len(old)} -> {len(new)} objectives"
-    if stored.get("constraints", []) != wanted.get("constraints", []):
-        bounds = (map(_brief, each.get("constraints", [])) for each in (stored, wanted))
-        yield f"constraints: {' -> '.join(', '.join(each) or 'none' for each in bounds)}"
-
-
-def _distribution(parameter: dict[str, Any]) -> optuna.distributions.BaseDistribution:
-    return distribution(ParameterConfig.model_validate(parameter))
-
-
-def _brief(parameter: dict[str, Any]) -> str:
-    return str({key: value for key, value in parameter.items() if value not in (None, False, {})})
 
 
 def take_place(
@@ -328,7 +308,33 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
 
 def no_completed_trial(study: optuna.Study) -> NoBestTrialError:
     """There is none to choose from."""
-    return NoBestTrialError(f"study '{study.study_name}' has no completed trial yet{that_keeps(study)}; see hpo status")
+    name, found, finished = study.study_name, kinds(failures_of(study)), num_finished(study)
+    text = f"study '{name}' has no completed trial yet{that_keeps(study)}"
+    if not found:
+        return NoBestTrialError(f"{text}; see hpo status")
+    asked = (study.user_attrs.get(DEFINITION) or {}).get("study", {}).get("budget", {}).get("trials", 0)
+    go_on = f"hpo sweep --study {name} --trials {max(asked, 2 * finished)}"
+    return NoBestTrialError(
+        f"{text}: {sum(found.values())} of {counted(finished, 'trial')} failed ({by_kind(found)}), see hpo status;"
+        f" failed ones count, so when that is mended: {go_on}"
+    )
+
+
+def failures_of(study: optuna.Study) -> dict[int, dict[str, Any]]:
+    """Why trials failed, by number; those that were tried again left out."""
+    tally = tally_of(study)
+    interrupted = tally.interrupted()
+    return {number: failure for number, failure in tally.attributes(FAILURE) if number not in interrupted}
+
+
+def kinds(failures: dict[int, dict[str, Any]]) -> dict[str, int]:
+    """How many of each kind."""
+    return dict(Counter(failure["kind"] for failure in failures.values()))
+
+
+def by_kind(found: dict[str, int]) -> str:
+    """``5 user_code, 1 oom``"""
+    return ", ".join(f"{count} {kind}" for kind, count in found.items())
 
 
 def that_keeps(study: optuna.Study) -> str:

@@ -21,7 +21,7 @@ from hpo.events import JobLabel, Listener, Notice, TrialFinished, TrialStarted, 
 from hpo.fold_ledger import FoldRow, FoldState
 from hpo.front import FrontRace
 from hpo.job import Job
-from hpo.ledger import ledger_of
+from hpo.ledger import SUCCEEDS, ledger_of
 from hpo.memory_check import CONSTRAINT, MemoryCheck
 from hpo.policy import Action, Policy, Tried, Verdict
 from hpo.pruning import Pruner, StepAxis, is_audited
@@ -176,7 +176,7 @@ class Trials:
         return running
 
     def _take_over(self, running: Running, begun: int) -> None:
-        """Go on where the trial numbered `begun` was."""
+        """Go on where the trial before was; the first of them is numbered `begun`."""
         trial, folds, runner = running.trial, running.folds, running.runner
         inherit_folds(self._study, trial)
         known = folds_before(self._study, trial)
@@ -188,7 +188,7 @@ class Trials:
         for fold in folds.ended:
             running.rows.setdefault(fold, _row(running, fold, trained_by=begun))
             self._keep_fold(running, fold, FoldState.COMPLETE)
-        self._say(f"trial {trial.number} goes on where trial {begun} was: {folds}")
+        self._say(f"trial {trial.number} goes on where trial {trial.user_attrs.get(SUCCEEDS, begun)} was: {folds}")
         if not folds.is_over:
             folds.stopped = self._audited(running.trial, runner, self._judge.judge_taken_over(runner))
 

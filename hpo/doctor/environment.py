@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from hpo import device_locks, gpu_processes
+from hpo.console import counted
 from hpo.devices import detect_hardware, nvml_device
 from hpo.doctor.filesystem import existing, network_kind
 from hpo.doctor.finding import Finding, attempted, note, ok, problem, processes_with
@@ -137,7 +138,7 @@ def cuda_findings(probe: dict[str, Any], num_gpus: int, newest: int, capabilitie
     python = shlex.quote(sys.executable)
     again = f"{python} -m pip uninstall -y torch && {python} -m pip install torch=={version}"
     if probe["cuda"] is None:
-        yield problem("cuda", f"torch is built for the CPU alone, and {num_gpus} GPU(s) are not used", fix=again)
+        yield problem("cuda", f"torch is built for the CPU alone, and {counted(num_gpus, 'GPU')} not used", fix=again)
         return
     if int(probe["cuda"].partition(".")[0]) > newest:
         text = f"torch needs a driver for CUDA {probe['cuda']}, and this one is for CUDA {newest}; install a newer one"
@@ -145,7 +146,7 @@ def cuda_findings(probe: dict[str, Any], num_gpus: int, newest: int, capabilitie
     elif probe["sees"] < num_gpus:
         yield problem("cuda", f"torch can open {probe['sees']} of {num_gpus} GPUs; dmesg may say why", fix="nvidia-smi")
     else:
-        yield ok("cuda", f"{probe['cuda']}, torch sees {probe['sees']} GPU(s)")
+        yield ok("cuda", f"{probe['cuda']}, torch sees {counted(probe['sees'], 'GPU')}")
     for gpu in (gpu for gpu, capability in capabilities.items() if not _has_kernels(probe["kernels"], capability)):
         found = capabilities[gpu] / 10
         yield problem("cuda", f"this torch has no kernels for GPU {gpu} of compute capability {found}", fix=again)

@@ -77,11 +77,6 @@ def mended(finding: Finding) -> Finding:
         return replace(finding, level=Level.PROBLEM, text=text, repair=None)
 
 
-def counted(count: int, what: str) -> str:
-    """``1 trial``, ``2 trials``."""
-    return f"{count} {what}{'s' * (count != 1)}"
-
-
 def listed(numbers: list[int], what: str) -> str:
     """``trial 3``, ``trials 3, 4``; of many, the first and how many."""
     shown = ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8} more" if numbers[8:] else "")

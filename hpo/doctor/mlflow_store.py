@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterator, Mapping
 import optuna
 from optuna.trial import TrialState
 
+from hpo.console import counted
 from hpo.definition import joined_definition
-from hpo.doctor.finding import Finding, counted, note, ok, problem
+from hpo.doctor.finding import Finding, note, ok, problem
 from hpo.errors import HpoError
 from hpo.events import SweepFinished
 from hpo.ledger import ledger_of

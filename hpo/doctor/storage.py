@@ -17,9 +17,10 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from hpo.console import counted
 from hpo.doctor.environment import clock_finding
 from hpo.doctor.filesystem import network_kind
-from hpo.doctor.finding import Finding, Level, attempted, counted, note, ok, problem, processes_with
+from hpo.doctor.finding import Finding, Level, attempted, note, ok, problem, processes_with
 from hpo.errors import StorageError
 from hpo.ledger import DATABASE_TIME, LedgerStorage
 from hpo.ledger_tables import folds, leases

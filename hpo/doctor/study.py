@@ -20,7 +20,8 @@ import optuna
 import psutil
 from optuna.trial import FrozenTrial
 
-from hpo.doctor.finding import Finding, attempted, counted, listed, note, ok, problem
+from hpo.console import counted
+from hpo.doctor.finding import Finding, attempted, listed, note, ok, problem
 from hpo.doctor.mlflow_store import mlflow_findings
 from hpo.errors import HpoError
 from hpo.launchers import job_id_prefix, kill_processes, processes_of
@@ -58,7 +59,7 @@ def _trials(study: optuna.Study) -> Iterator[Finding]:
     lost = [each for each in held if each.is_lost]
     if lost:
         numbers = [each.number for each in lost]
-        text = f"{listed(numbers, 'trial')} RUNNING, but evaluated by nobody: {_why(lost[0])}"
+        text = f"{listed(numbers, 'trial')} RUNNING, but evaluated by nobody: {lost[0].why_lost}"
         yield problem("trials", text, repair=lambda: _recovered(study))
     unknown = [each.number for each in held if not each.is_lost and each.holder == NOBODY]
     if unknown:
@@ -68,20 +69,16 @@ def _trials(study: optuna.Study) -> Iterator[Finding]:
         yield ok("trials", f"{len(held)} running, by processes that live" if held else "none runs")
 
 
-def _why(held: Held) -> str:
-    host = held.holder.host.partition("/")[0]
-    if held.holder.is_dead:
-        return f"process {held.holder.pid} is dead"
-    return f"process {held.holder.pid} of {host} has been silent for too long" if host else "no process ever said so"
-
-
 def _recovered(study: optuna.Study) -> str:
     silence = Silence()
     numbers = [*recover(study, lost_of=silence.lost)]
     while silence.doubtful:
         time.sleep(1.0)
         numbers += recover(study, lost_of=silence.lost)
-    return f"{listed(numbers, 'trial')} queued again; a sweep goes on with them" if numbers else "others were faster"
+    if not numbers:
+        return "others were faster"
+    again = f"hpo sweep --study {study.study_name}"
+    return f"{listed(numbers, 'trial')} queued again; {again} goes on with {'them' if numbers[1:] else 'it'}"
 
 
 # Processes

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from hpo.console import as_typed, clean
+from hpo.console import as_typed, clean, counted
 from hpo.doctor.examination import Section
-from hpo.doctor.finding import Finding, Level, counted
+from hpo.doctor.finding import Finding, Level
 
 ORDER = [*Level]
 

@@ -17,8 +17,9 @@ from hpo.criteria import as_tuple, objectives_of
 from hpo.definition import joined_definition
 from hpo.fold_statistics import Interval, fold_interval
 from hpo.front import front_of
+from hpo.ledger import ledger_of
 from hpo.spending import budget_of, spent
-from hpo.study import DEFINITION, FAILURE, IDENTITY, SPLIT_ID, best_trial, trial_folder
+from hpo.study import DEFINITION, IDENTITY, SPLIT_ID, best_trial, failures_of, kinds, trial_folder
 from hpo.tally import FOLD_SCORES, VIOLATED, tally_of
 from training.errors import ConfigError, DataError
 from training.run_dir import Event, RunDir
@@ -97,7 +98,8 @@ def describe_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> Best
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyStatus:
-    """How far a study is. `trials` counts by state; interrupted ones, which do not count as finished, are apart."""
+    """How far a study is. `trials` counts by state (those that are lost are RUNNING); interrupted ones, which do not
+    count as finished, are apart."""
 
     study: str
     trials: dict[str, int]
@@ -110,6 +112,8 @@ class StudyStatus:
     """Completed and stopped trials that violate a constraint, by the folds that they ran."""
     running: list[dict[str, Any]]
     """Number, parameters and reported epochs of each running trial, and `folds`: finished epochs by running fold."""
+    lost: list[dict[str, Any]]
+    """The same of those that nobody evaluates any more, and `why`."""
     failures: dict[str, int]
     """Failed trials by kind of failure."""
     last_failure: str | None
@@ -127,8 +131,9 @@ def describe_status(study: optuna.Study) -> StudyStatus:
     tally = tally_of(study)
     states, interrupted = tally.states(), tally.interrupted()
     best = best_trial(study) if tally.best_value() is not None else None
-    failed = {number: found for number, found in tally.attributes(FAILURE) if number not in interrupted}
-    failures, last = [*failed.values()], max(failed, default=None)
+    failed = failures_of(study)
+    last, running = max(failed, default=None), [study._storage.get_trial(trial_id) for trial_id in tally.running()]
+    lost = {each.trial_id: each.why_lost for each in ledger_of(study).held(study._study_id) if each.is_lost}
     return StudyStatus(
         study=study.study_name,
         trials={state.name: states[state] for state in TrialState},
@@ -137,9 +142,10 @@ def describe_status(study: optuna.Study) -> StudyStatus:
         best_value=best.value if best else None,
         front=tally.front(),
         infeasible=len({number for number, _ in tally.attributes(VIOLATED)} - tally.taken_up()),
-        running=[_running(study, study._storage.get_trial(trial_id)) for trial_id in tally.running()],
-        failures=dict(Counter(failure["kind"] for failure in failures)),
-        last_failure=failures[-1]["message"] if failures else None,
+        running=[_running(study, trial) for trial in running if trial._trial_id not in lost],
+        lost=[_running(study, each) | {"why": lost[each._trial_id]} for each in running if each._trial_id in lost],
+        failures=kinds(failed),
+        last_failure=failed[last]["message"] if last is not None else None,
         last_failed=_failed_in(last, failed[last]) if last is not None else None,
         device_hours=tally.device_seconds() / HOUR_S,
         left=_left(study),

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from hpo.console import clean, number, parameters
+from hpo.console import clean, counted, number, parameters
 from hpo.criteria import as_tuple, objectives_of
 from hpo.fold_statistics import Interval, fold_interval
 from hpo.reporting.bias_correction import Corrected
@@ -108,7 +108,7 @@ def cost(found: Cost) -> Rows:
     """What was spent, what stopping saved, and how often it was wrong."""
     spent = f"{found.fold_epochs} epochs of folds"
     share = f"{found.saved_share:.0%} of all without stopping"
-    saved = f"{found.saved_fold_epochs} epochs of folds ({share}) by stopping {found.num_stopped} trials"
+    saved = f"{found.saved_fold_epochs} epochs of folds ({share}) by stopping {counted(found.num_stopped, 'trial')}"
     if found.device_seconds is not None:
         spent += f", {found.device_seconds:.0f} device seconds"
     if found.saved_device_seconds is not None:

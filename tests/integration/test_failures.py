@@ -66,7 +66,7 @@ def test_out_of_memory_trains_the_same_batch_in_smaller_parts_and_keeps_what_was
     assert ("the kernel killed 1 of its processes" in said) == (what == "killed")
     for micro_batch, retry in ((16, 1), (8, 2)):
         assert re.search(rf"FAIL  oom: .*; queued again with micro-batches of {micro_batch} \({retry} of 2", said), said
-    assert "trial 2 goes on where trial 0 was: 1 of 2 folds are done" in said
+    assert "trial 2 goes on where trial 1 was: 1 of 2 folds are done" in said
     first, second, third = trials()
     assert [trial.state.name for trial in (first, second, third)] == ["FAIL", "FAIL", "COMPLETE"]
     assert first.params == third.params, "the sampler sees what it chose"

@@ -257,13 +257,13 @@ def test_a_worker_needs_no_file_of_the_study_and_starts_no_trial_above_its_budge
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = run_hpo("worker", "--study", "digits", "--storage", f"sqlite:///{swept}/runs/studies.db")
-    assert "the study has the 3 trials that were asked for" in done.stderr
+    assert "the study has 3 trials (3 asked for)" in done.stderr
     assert done.stdout.splitlines()[1:4] == [
         "this worker  evaluated 0 trials",
         "study        digits",
         "trials       3 complete",
     ]
-    assert " status --storage 'sqlite:///" in done.stdout.splitlines()[-1]
+    assert " train-best --study digits --storage 'sqlite:///" in done.stdout.splitlines()[-1]
     monkeypatch.chdir(swept)
     assert len(trials()) == 3
     beside_its_file = run_hpo("worker", "--study", "digits")

@@ -38,7 +38,7 @@ def test_trials_of_a_killed_sweep_are_queued_again_and_its_processes_killed(
     assert "of trial 1, which nobody evaluates" in running.text
     assert len(no_leftover_processes()) == 2, "looking changes nothing"
     assert fixed(look(study)) == [
-        "trial 1 queued again; a sweep goes on with them",
+        "trial 1 queued again; hpo sweep --study demo goes on with it",
         "the processes of trial 0 were killed",
     ]
     assert worst(look(study)) == []

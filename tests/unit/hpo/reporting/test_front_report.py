@@ -46,7 +46,7 @@ def test_a_report_has_the_front_and_counts_the_others(tmp_path: Path) -> None:
     assert rows["trials"] == "4 complete, 1 pruned"
     assert rows["front"] == "2 that no other dominates: 0, 1"
     assert rows["not on it"] == "of the complete trials 1 dominated, 1 infeasible"
-    assert rows["saved"].startswith("3 epochs of folds (10% of all without stopping) by stopping 1 trials")
+    assert rows["saved"].startswith("3 epochs of folds (10% of all without stopping) by stopping 1 trial")
     assert [row[1:3] for row in report.table] == [("0.8500 (-0.2504 to 1.9504)", "100"), ("0.5000", "10.0000")]
     assert report.numbers == [0, 1]
     assert report.train == " --trial 0"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -10,21 +12,25 @@ import optuna
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
+from hpo import show
 from hpo.errors import NoBestTrialError
 from hpo.fold_statistics import fold_interval
+from hpo.ledger import LedgerStorage
 from hpo.reporting.summary import describe_best, describe_status
-from hpo.study import FAILURE, FOLDER, IDENTITY
+from hpo.study import DEFINITION, FAILURE, FOLDER, IDENTITY
 from hpo.tally import FOLD_SCORES, INTERRUPTED
 
 T_4, T_9 = 2.7764451051977987, 2.2621571627409915
 """Student's t with 4 and 9 degrees of freedom at 0.975, from a printed table's source (R: qt(0.975, 4))."""
 
 
-def study_with(*trials: optuna.trial.FrozenTrial, direction: str = "maximize") -> optuna.Study:
-    study = optuna.create_study(storage=RDBStorage("sqlite://"), study_name="demo", direction=direction)
+def study_with(
+    *trials: optuna.trial.FrozenTrial, direction: str = "maximize", storage: LedgerStorage | None = None
+) -> optuna.Study:
+    storage = storage or LedgerStorage("sqlite://")
+    study = optuna.create_study(storage=storage, study_name="demo", direction=direction)
     study.set_user_attr(
         IDENTITY,
         {"objective": {"metric": "accuracy", "direction": direction}, "config": {"cross_validation.folds": 5}},
@@ -103,13 +109,45 @@ def test_the_best_trial_is_described_with_its_interval_and_folder(direction: str
     assert best.folder == Path(f"/runs/demo/trial_000{number}")
 
 
-@pytest.mark.parametrize("trials", [(), (failed("oom"),), (create_trial(state=TrialState.PRUNED),)])
+@pytest.mark.parametrize("trials", [(), (failed(),), (create_trial(state=TrialState.PRUNED),)])
 def test_without_a_completed_trial_there_is_no_best_one(trials: tuple[optuna.trial.FrozenTrial, ...]) -> None:
     with pytest.raises(NoBestTrialError, match="study 'demo' has no completed trial yet; see hpo status"):
         describe_best(study_with(*trials))
 
 
+def test_where_trials_failed_there_is_no_best_one_but_a_reason_and_a_way_on() -> None:
+    study = study_with(failed("oom"), failed("data"), failed("oom"), create_trial(state=TrialState.PRUNED))
+    said = (
+        "study 'demo' has no completed trial yet: 3 of 4 trials failed (2 oom, 1 data), see hpo status; failed ones"
+        " count, so when that is mended: hpo sweep --study demo --trials "
+    )
+    for budget, total in ((20, 20), (2, 8)):
+        study.set_user_attr(DEFINITION, {"study": {"budget": {"trials": budget}}})
+        with pytest.raises(NoBestTrialError, match=re.escape(f"{said}{total}") + "$"):
+            describe_best(study)
+
+
 # The status
+
+
+def test_a_trial_that_nobody_evaluates_any_more_is_not_said_to_run(capsys: pytest.CaptureFixture[str]) -> None:
+    dead = replace(LedgerStorage("sqlite://").holder, pid=2**22 + 1)
+    study = study_with(storage=LedgerStorage("sqlite://", holder=dead))
+    study.ask().report(0.5, 1)
+    status = describe_status(study)
+    why = f"process {dead.pid} is dead"
+    assert (status.running, status.lost) == ([], [{"number": 0, "params": {}, "reports": 1, "folds": {}, "why": why}])
+    show.status([status], as_json=False, again="--study {}".format)
+    said = capsys.readouterr().out
+    assert "trials  1 lost" in said and "running" not in said
+    assert f"lost    trial 0, 1 epoch reported: evaluated by nobody any more, {why}\n" in said
+    assert "hpo sweep --study demo goes on with it\n" in said
+
+
+def test_a_sweep_ends_by_saying_how_many_trials_failed() -> None:
+    status = describe_status(study_with(complete(0.5), failed("oom", fold=1), failed("data"), failed("oom")))
+    assert dict(show.failed(status, "--study demo"))["failed"] == "3 of 4 trials: 2 oom, 1 data"
+    assert show.failed(describe_status(study_with(complete(0.5))), "--study demo") == ()
 
 
 def test_trials_are_counted_by_state_and_interrupted_ones_apart() -> None:

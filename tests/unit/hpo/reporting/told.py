@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hpo.ledger import LedgerStorage
 from hpo.study import FOLDER, IDENTITY, SPLIT_ID, UID, trial_folder
 from hpo.tally import FOLD_SCORES
 from training.predictions import Predictions, Rows, write_predictions
@@ -32,7 +32,9 @@ def study_in(
 ) -> optuna.Study:
     """A study of two folds and three epochs with these trials; `further` objectives are directions by metric."""
     directions = {metric: direction, **(further or {})}
-    study = optuna.create_study(storage=RDBStorage("sqlite://"), study_name="demo", directions=[*directions.values()])
+    study = optuna.create_study(
+        storage=LedgerStorage("sqlite://"), study_name="demo", directions=[*directions.values()]
+    )
     objectives = [{"metric": name, "direction": each} for name, each in directions.items()]
     config = {"cross_validation.folds": 2, "cross_validation.repeats": repeats, "training.epochs": 3}
     objective = objectives if further else objectives[0]

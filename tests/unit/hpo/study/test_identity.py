@@ -11,7 +11,10 @@ from optuna.trial import TrialState, create_trial
 
 from hpo.definition import StudyDefinition
 from hpo.errors import StudyChangedError, StudyNotFoundError
-from hpo.study import IDENTITY, identity_differences, load_study, open_study
+from hpo.fold_ledger import FoldRow, FoldState
+from hpo.identity import identity_differences
+from hpo.ledger import LedgerStorage
+from hpo.study import IDENTITY, ask, interrupt, load_study, open_study
 from tests.unit.hpo.study.definitions import CONDITIONAL, MOMENTUM, NAME, PLAIN, SCORED, define, evaluate
 
 
@@ -38,7 +41,7 @@ from tests.unit.hpo.study.definitions import CONDITIONAL, MOMENTUM, NAME, PLAIN,
     ],
 )
 def test_a_change_that_makes_scores_incomparable_is_a_difference(changes: dict[str, Any], line: str) -> None:
-    assert line in differences(define(CONDITIONAL), define(**{"space": CONDITIONAL, **changes}))
+    assert differences(define(CONDITIONAL), define(**{"space": CONDITIONAL, **changes})) == [line]
 
 
 def differences(made: StudyDefinition, wanted: StudyDefinition) -> list[str]:
@@ -48,6 +51,7 @@ def differences(made: StudyDefinition, wanted: StudyDefinition) -> list[str]:
 
 def test_a_study_made_otherwise_is_refused_with_the_differences_and_left_as_it_was(storage: RDBStorage) -> None:
     study = open_study(define(), storage)
+    study.add_trial(SCORED)
     before = study.user_attrs
     with pytest.raises(StudyChangedError) as caught:
         open_study(define(objective={"metric": "loss", "direction": "minimize"}, settings=("seed=1",)), storage)
@@ -65,10 +69,30 @@ def test_a_study_made_otherwise_is_refused_with_the_differences_and_left_as_it_w
 def test_a_mistake_can_be_corrected_while_nothing_is_scored(storage: RDBStorage) -> None:
     study = open_study(define(settings=("seed=1",)), storage)
     study.add_trial(create_trial(state=TrialState.FAIL))
-    assert open_study(define(settings=("seed=2",)), storage).user_attrs[IDENTITY]["config"]["seed"] == 2
+    said: list[str] = []
+    assert open_study(define(settings=("seed=2",)), storage, said.append).user_attrs[IDENTITY]["config"]["seed"] == 2
+    assert said == ["the definition changed: config.seed: 1 -> 2"]
     study.add_trial(SCORED)
     with pytest.raises(StudyChangedError, match="seed: 2 -> 3"):
         open_study(define(settings=("seed=3",)), storage)
+
+
+def test_the_metric_can_be_corrected_while_no_fold_has_a_score(storage: LedgerStorage) -> None:
+    said: list[str] = []
+    study = open_study(define(), storage)
+    storage.set_trial_state_values(ask(study, define())[0]._trial_id, TrialState.FAIL)
+    better, worse = ({"metric": "f1_macro", "direction": to} for to in ("maximize", "minimize"))
+    with pytest.raises(StudyChangedError, match="maximize -> minimize"):  # which Optuna keeps for ever
+        open_study(define(objective=worse), storage)
+    again = open_study(define(objective=better), storage, said.append)
+    assert said == ["the definition changed: objective.metric: accuracy -> f1_macro"]
+    assert again.metric_names == ["f1_macro"]
+    trial, _ = ask(again, define(objective=better))
+    row = FoldRow(fold=0, state=FoldState.COMPLETE, attempt=1, trained_by=1, run_dir="")
+    assert storage.write_fold(trial._trial_id, row)
+    interrupt(again, trial.number)
+    with pytest.raises(StudyChangedError, match="f1_macro -> accuracy"):
+        open_study(define(), storage)
 
 
 def test_the_difference_shows_no_password(memory: RDBStorage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ import pytest
 from optuna.storages import RDBStorage
 
 from hpo.errors import StudyNotFoundError
+from hpo.ledger import ledger_of
+from hpo.opening import open_any, open_existing
 from hpo.storage import open_storage
 from hpo.study import folder_of, load_study, open_study
 from tests.unit.hpo.study.definitions import close, define, evaluate
@@ -58,3 +60,29 @@ def test_a_study_that_does_not_exist_is_told_with_those_that_do(storage: RDBStor
     with pytest.raises(StudyNotFoundError, match=r"\(there: a, b\)"):
         load_study("x", storage)
     assert load_study("a", storage).study_name == "a"
+
+
+def test_a_study_without_a_file_is_opened_by_what_it_keeps(storage: RDBStorage, storage_url: str) -> None:
+    evaluate(open_study(define(settings=("seed=7",)), storage), define(settings=("seed=7",)), 1)
+    definition, url, study = open_existing("demo", None, ["output.root=runs"], storage_url)
+    assert (definition.config.study, definition.job.seed, url, len(study.trials)) == ("demo", 7, storage_url, 1)
+    opened, name, root = open_any("demo", None, None, storage_url)
+    assert (opened.get_study_id_from_name("demo"), name, root) == (study._study_id, "demo", Path("runs"))
+    close(opened)
+    close(ledger_of(study))
+
+
+def test_an_unknown_study_is_told_with_the_files_and_the_studies_that_there_are(
+    storage: RDBStorage, storage_url: str, folder: Path
+) -> None:
+    open_study(define(), storage)
+    (folder / "studies").mkdir()
+    (folder / "studies" / "digits.yaml").touch()
+    for opening in (open_any, open_existing):
+        with pytest.raises(StudyNotFoundError) as caught:
+            opening("digit", None, None, storage_url)
+        said = str(caught.value)
+        assert said.startswith(
+            "--study digit: neither a file nor a study in studies/; did you mean 'digits'? (studies in "
+        )
+        assert said.endswith(": demo)")
