@@ -127,8 +127,11 @@ def replay_command(again: str, trial: int, fold: int) -> str:
 
 def as_typed(command: str) -> str:
     """`command` as the user's shell finds it: with the path of this ``hpo`` where that is not on it."""
-    is_found = not command.startswith("hpo ") or shutil.which("hpo") is not None
-    return command if is_found else shlex.quote(os.path.relpath(sys.argv[0])) + command.removeprefix("hpo")
+    if not command.startswith("hpo ") or shutil.which("hpo") is not None:
+        return command
+    is_module = os.path.basename(sys.argv[0]) == "__main__.py"
+    this = f"{shlex.quote(sys.executable)} -m hpo" if is_module else shlex.quote(os.path.relpath(sys.argv[0]))
+    return this + command.removeprefix("hpo")
 
 
 def _join(*parts: str) -> str:

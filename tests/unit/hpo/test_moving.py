@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
 import stat
@@ -159,19 +158,6 @@ def test_run_directories_arrive_with_the_checkpoints_that_may_be_needed_and_no_o
 
 GOING_ON = {"0001/fold_0": 2, "0003/fold_1": 1, "0004/fold_0": 1}
 """Of the study above: one that is paused, one that another trial goes on with, one that ran."""
-
-
-def test_an_import_without_the_file_of_the_study_names_what_goes_on_without_it(exported: Path, tmp_path: Path) -> None:
-    found = subprocess.run(
-        [sys.executable, "-m", "hpo", "import", exported, "--storage", f"sqlite:///{tmp_path}/second.db"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert " worker --study demo" in found.stdout and "sweep" not in found.stdout
-    assert "note: hpo sweep needs studies/demo.yaml, which is not in the export; hpo worker does not" in found.stderr
 
 
 def test_without_checkpoints_there_are_none(origin: Origin, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -10,6 +13,7 @@ from optuna.storages import RDBStorage
 
 from hpo.errors import StudyNotFoundError
 from hpo.ledger import ledger_of
+from hpo.moving.exporting import export_study
 from hpo.opening import open_any, open_existing
 from hpo.storage import open_storage
 from hpo.study import folder_of, load_study, open_study
@@ -86,3 +90,20 @@ def test_an_unknown_study_is_told_with_the_files_and_the_studies_that_there_are(
             "--study digit: neither a file nor a study in studies/; did you mean 'digits'? (studies in "
         )
         assert said.endswith(": demo)")
+
+
+def test_an_import_without_the_file_of_the_study_names_what_goes_on_without_it(folder: Path) -> None:
+    opened = open_storage(f"sqlite:///{folder}/first.db")
+    study = open_study(define(), opened)
+    evaluate(study, define(), 1)
+    export_study(study, folder / "demo.hpo")
+    close(ledger_of(study))
+    found = subprocess.run(
+        [sys.executable, "-m", "hpo", "import", "demo.hpo", "--storage", f"sqlite:///{folder}/second.db"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4]), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"{sys.executable} -m hpo worker --study demo" in found.stdout and "sweep" not in found.stdout
+    assert "note: hpo sweep needs studies/demo.yaml, which is not in the export; hpo worker does not" in found.stderr
