@@ -239,7 +239,7 @@ def test_a_worker_for_a_study_without_a_storage_is_told_to_begin_with_a_sweep(wo
 
 def test_a_worker_for_a_study_that_does_not_exist_is_told_which_do(swept: Path) -> None:
     refused = run_hpo("worker", "--study", "digit", status=2)
-    assert "there is no study 'digit'" in refused.stderr and "there: digits" in refused.stderr
+    assert "did you mean 'digits'?" in refused.stderr and "studies.db: digits)" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
