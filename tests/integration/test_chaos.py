@@ -22,6 +22,7 @@ FAULTS = 5
 """One of each kind."""
 
 
+@pytest.mark.quick
 def test_a_sweep_that_is_killed_again_and_again_comes_to_what_it_would_have(tmp_path: Path) -> None:
     undisturbed = Setting(folder=tmp_path / "undisturbed", trials=2)
     undisturbed.run()

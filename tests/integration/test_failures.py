@@ -52,7 +52,11 @@ def furnish(workplace: Path, step: str, recovery: str, *, mlflow: bool = False) 
 
 
 @pytest.mark.parametrize(
-    ("step", "what"), [(SIXTY_FOUR_MIB_EACH, "refused"), (TOUCHED, "killed")], ids=("refused", "killed")
+    ("step", "what"),
+    [
+        pytest.param(SIXTY_FOUR_MIB_EACH, "refused", id="refused", marks=pytest.mark.quick),
+        pytest.param(TOUCHED, "killed", id="killed"),
+    ],
 )
 def test_out_of_memory_trains_the_same_batch_in_smaller_parts_and_keeps_what_was_done(
     request: pytest.FixtureRequest, workplace: Path, step: str, what: str

@@ -35,7 +35,13 @@ def fill(module, inputs):
 """
 
 
-@pytest.mark.parametrize("storage", ["sqlite:///studies.db", None], ids=["runs", "runs, study and MLflow"])
+@pytest.mark.parametrize(
+    "storage",
+    [
+        pytest.param("sqlite:///studies.db", id="runs"),
+        pytest.param(None, id="runs, study and MLflow", marks=pytest.mark.quick),
+    ],
+)
 def test_a_full_disk_ends_the_sweep_and_the_same_command_goes_on(
     workplace: Path, small_disk: SmallDisk, storage: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,9 @@ def give_up(workplace: Path, limits: str) -> None:
     study.write_text(study.read_text() + f"recovery: {{{limits}}}\n")
 
 
-@pytest.mark.parametrize("strategy", [ONE_RANK, TWO_RANKS], ids=["alone", "ddp"])
+@pytest.mark.parametrize(
+    "strategy", [pytest.param(ONE_RANK, id="alone"), pytest.param(TWO_RANKS, id="ddp", marks=pytest.mark.quick)]
+)
 def test_a_rank_that_was_stopped_is_found_and_its_trial_goes_on(workplace: Path, strategy: tuple[str, str]) -> None:
     give_up(workplace, "no_progress_timeout: 15s")
     process = start_hpo("sweep", "--study", "digits", "--trials", "1", "--set", "training.epochs=300", *strategy)
