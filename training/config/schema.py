@@ -7,6 +7,7 @@ never a surprise. Torch-free.
 from __future__ import annotations
 
 import re
+from math import isfinite
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -29,6 +30,13 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
 """The tasks that come with the project and the metrics each reports; a task of your own is ``module:Class``."""
 MEASURES = ("parameters", "inference_ms")
 """Metrics of any task, reported where ``output.measure`` names them."""
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether all numbers in it are."""
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or isfinite(value)
 
 
 class Section(BaseModel):
@@ -80,6 +88,13 @@ class ModelConfig(Section):
     """Tokenizer, in the same three forms; null takes the one of `pretrained`, or trains a WordPiece one on the data."""
     vocab_size: Annotated[int, Field(ge=100)] = 4000
     """Vocabulary of a tokenizer that is trained here (on all texts, but none of their labels)."""
+
+    @model_validator(mode="after")
+    def _are_numbers(self) -> Self:
+        strange = [key for key, value in (self.model_extra or {}).items() if not _is_finite(value)]
+        if strange:
+            raise ValueError(f"{strange[0]} is not a finite number")
+        return self
 
 
 class OptimizerConfig(Section):

@@ -1,8 +1,8 @@
 """YAML and JSON text to plain values, remembering the place of each.
 
 The reading is YAML 1.2 (``1e-5`` is a float, ``no`` is a string, ``010`` is ten) and refuses what is dangerous or
-ambiguous: duplicate keys, tags, documents of more than 1 MiB, 50 levels, 1,000 aliases, 10,000 values after expanding
-them, or 1,000 of them in one list or mapping.
+ambiguous: duplicate keys and anchors, tags, documents of more than 1 MiB, 50 levels, 1,000 aliases, 10,000 values after
+expanding them, or 1,000 of them in one list or mapping.
 PyYAML parses; the values are built here, from its events, without recursion.
 """
 
@@ -156,6 +156,8 @@ class _Builder:
         self.problems: list[Problem] = []
         self._stack: list[_Open] = []
         self._anchors: dict[str, Any] = {}
+        self._named: set[str] = set()
+        """Anchors, those of lists and mappings that are still open included."""
         self._nodes = self._aliases = 0
         self._documents = 0
 
@@ -168,7 +170,7 @@ class _Builder:
                 if self._documents > 1:
                     raise _error(f"{self.name}:{line}", "only one document per file; remove the second '---'")
             case yaml.ScalarEvent():
-                self._refuse_tag(event, line)
+                self._refuse_ambiguity(event, line)
                 value = scalar(event.value) if event.implicit[0] else event.value
                 self._place(value, line, event.anchor, is_scalar=True)
             case yaml.AliasEvent():
@@ -183,14 +185,18 @@ class _Builder:
                 self._refuse_depth(depth, line)
                 self._place(_copy(value), line, None, is_scalar=not isinstance(value, (dict, list)))
             case yaml.MappingStartEvent() | yaml.SequenceStartEvent():
-                self._refuse_tag(event, line)
+                self._refuse_ambiguity(event, line)
                 self._open({} if isinstance(event, yaml.MappingStartEvent) else [], line, event.anchor)
             case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
                 closed = self._stack.pop()
                 if closed.anchor:
                     self._anchors[closed.anchor] = closed.value
 
-    def _refuse_tag(self, event: Any, line: int) -> None:
+    def _refuse_ambiguity(self, event: Any, line: int) -> None:
+        if event.anchor in self._named:
+            raise _error(f"{self.name}:{line}", f"anchor &{event.anchor} is there twice; give one of them another name")
+        if event.anchor:
+            self._named.add(event.anchor)
         if event.tag is not None and event.tag != "!":
             raise _error(f"{self.name}:{line}", f"tag {event.tag} is not allowed; write a plain value")
 

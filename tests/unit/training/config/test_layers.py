@@ -374,3 +374,8 @@ def test_a_file_is_looked_for_here_then_beside_then_in_the_checkout(
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\udc80", "", ".", "config"])
 def test_a_name_that_can_be_no_file_is_not_found(name: str) -> None:
     assert find_file(name) is None
+
+
+@pytest.mark.parametrize("value", [".nan", "-.inf", "[1.0, {a: .nan}]"])
+def test_a_key_of_the_architecture_is_no_number_that_is_none(value: str) -> None:
+    assert problems(f"model:\n  hidden_size: {value}\n") == ["0.yaml:1: model: hidden_size is not a finite number"]

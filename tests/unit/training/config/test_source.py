@@ -197,6 +197,11 @@ def test_an_alias_without_an_anchor_before_it_is_refused(text: str) -> None:
     assert "study.yaml:2: alias *" in refusal(text)
 
 
+@pytest.mark.parametrize("text", ["a: &x 1\nb: &x 2\n", "a: 1\nb: &x [1, &x 2]\n", "&x a: 1\nb: &x {}\n"])
+def test_an_anchor_that_is_there_twice_is_refused(text: str) -> None:
+    assert refusal(text) == "study.yaml:2: anchor &x is there twice; give one of them another name"
+
+
 def test_a_syntax_error_says_its_line_once() -> None:
     text = refusal("a: 1\nb: [1, 2\nc: 3\n")
     assert text.startswith("study.yaml:3: not valid YAML: ")
