@@ -153,7 +153,9 @@ def test_a_training_that_was_parked_within_an_epoch_goes_on_from_that_step_and_e
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("parking.py").write_text(PARKING_TASK)
-    config = job.with_values({"task": "parking:Parking", "model.dropout": 0.5, **change})
+    config = job.with_values(
+        {"task": "parking:Parking", "model.dropout": 0.5, "training.log_every_n_steps": 3, **change}
+    )
     whole = run(config, tmp_path / "whole")
     cut = RunDir(tmp_path / "cut")
     parked = run_single_trial(config, cut, on_record=lambda record: False, on_notice=print)
