@@ -25,15 +25,14 @@ def leave(code: int, message: str) -> NoReturn:
 
 
 def flush_and_leave(code: str | int | None) -> NoReturn:
-    """Exit with `code`, or with 1 when what was printed did not arrive."""
+    """Exit with `code`, or with 1 when what was printed did not arrive, unless its reader went away."""
     try:
         if sys.stdout is not None:  # closed by the shell: >&-
             sys.stdout.flush()
-    except BrokenPipeError:
-        pass
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries once more at its end
-        leave(1, f"error: stdout: {error.strerror}")
+        if not isinstance(error, BrokenPipeError):  # whose reader, such as head, has seen enough
+            leave(1, f"error: stdout: {error.strerror}")
     sys.exit(code)
 
 

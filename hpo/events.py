@@ -127,7 +127,7 @@ class TrialFinished:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepFinished:
-    """No more trials will start; `interrupted` is True after Ctrl-C or SIGTERM."""
+    """No more trials will start; `interrupted` is True after Ctrl-C, SIGTERM or an error."""
 
     interrupted: bool = False
     hurried: bool = False

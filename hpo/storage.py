@@ -97,8 +97,11 @@ def _require_same_file(engine: sqlalchemy.Engine, path: Path) -> None:
     """From now on, raise SQLite's OperationalError instead of writing where nobody would find it any more."""
 
     def identity() -> tuple[int, int] | None:
-        found = path.stat() if path.exists() else None
-        return found and (found.st_dev, found.st_ino)
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
     opened = identity()
 

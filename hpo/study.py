@@ -22,7 +22,7 @@ from hpo.definition import StudyDefinition
 from hpo.errors import HpoError, NoBestTrialError, StorageError, StudyChangedError, StudyNotFoundError
 from hpo.fold_ledger import FoldRow, FoldState
 from hpo.identity import identity_differences
-from hpo.launchers import job_id_prefix, kill_processes
+from hpo.launchers import job_id_prefix
 from hpo.ledger import SUCCEEDS, Held, ledger_of
 from hpo.masking import masked
 from hpo.sampling import sampled_values, sampler_for
@@ -40,6 +40,7 @@ from hpo.tally import (
     tally_of,
 )
 from training.errors import Failure, FailureKind
+from training.job_processes import kill_processes
 from training.run_dir import RunDir
 
 UID, IDENTITY, FOLDER, DEFINITION = "hpo:uid", "hpo:definition", "hpo:folder", "hpo:study"

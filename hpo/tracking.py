@@ -45,9 +45,9 @@ PAUSE_FACTOR = 10
 VAIN_ROUNDS = 4
 """At the end: a server that fails now and then has taken something meanwhile, one that is away nothing."""
 MAX_RECORDS_KEPT = 50_000
-"""Records of all jobs kept while MLflow is away; the oldest go first."""
+"""Records of all jobs kept until MLflow has them; the oldest go first."""
 MAX_TRIALS_KEPT = 500
-"""Trials kept while MLflow is away; the oldest that ended go first."""
+"""Trials kept until MLflow has them; the oldest that ended go first."""
 _SECTION = {RecordEvent.TRAIN: "train", RecordEvent.EVALUATE: "eval"}
 _OF_TRIAL = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
 _OF_JOB = {JobStatus.COMPLETE: "FINISHED", JobStatus.STOPPED: "FINISHED", JobStatus.FAILED: "FAILED"}
@@ -179,7 +179,9 @@ class MlflowTracker:
                 self._start_job(event, at)
             case JobProgress() if event.record.event in _SECTION:
                 if len(self._records) == MAX_RECORDS_KEPT:
-                    self._say_once("records", f"MLflow ({self.where}) is away: it will lack the oldest records")
+                    self._say_once(
+                        "records", f"MLflow ({self.where}) does not keep up: it will lack the oldest records"
+                    )
                 self._records.append((self._job(event.label), event.record))
             case JobFinished():
                 self._finish_job(event, at)
@@ -202,6 +204,8 @@ class MlflowTracker:
                 self.num_steps += 1
                 if isinstance(event, TrialFinished) and event.number in known:
                     self._study.children[event.number].orphans = self._identity("fold", trial=event.number)
+                if len(self._study.children) == MAX_TRIALS_KEPT:  # or the oldest would have to go
+                    self._write(self._clock() + WRITE_INTERVAL_S)
             self._knows_the_past = True
         except Exception:  # as any write, it is tried again
             self._paused_until = self._clock() + PAUSE_FACTOR * (self._clock() - started)
@@ -342,7 +346,7 @@ class MlflowTracker:
             over = [number for number, trial in study.children.items() if trial.status != RUNNING]
             for number in over[:1]:
                 del study.children[number]
-                self._say_once("trials", f"MLflow ({self.where}) is away: it will lack the oldest trials")
+                self._say_once("trials", f"MLflow ({self.where}) does not keep up: it will lack old trials")
 
     @property
     def _known_sweep(self) -> SweepStarted:

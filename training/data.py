@@ -35,6 +35,7 @@ from training.config import CrossValidationConfig, JobConfig
 from training.distributed import RunContext
 from training.errors import DataError
 from training.full_disk import naming
+from training.process import die_with
 
 Batch = dict[str, Tensor]
 Collate = Callable[[Batch], Batch]
@@ -252,6 +253,7 @@ def build_loaders(data: PreparedData, config: JobConfig, context: RunContext, co
     shard = ArrayDataset(data.arrays, train)
     sampler = Order(shard, num_replicas=context.world_size, rank=context.rank, seed=config.seed, drop_last=True)
     options: dict[str, Any] = {"num_workers": config.data.num_workers, "collate_fn": collate}
+    options["worker_init_fn"] = functools.partial(_belong_to, os.getpid())
     options["pin_memory"] = context.device.type == "cuda"
     # Ranks score every world_size-th sample: no padding, so nothing is counted twice.
     mine = ArrayDataset(data.arrays, scored[context.rank :: context.world_size])
@@ -266,6 +268,12 @@ def build_loaders(data: PreparedData, config: JobConfig, context: RunContext, co
         scored=scored,
         split_id=chosen.id,
     )
+
+
+def _belong_to(rank: int, worker_id: int) -> None:
+    """Have a loader's process die with that of its rank: one that waits to be read from would never notice."""
+    if os.getppid() == rank:  # and not a server of multiprocessing's that forks for it
+        die_with(rank)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

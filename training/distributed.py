@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.config import DistributedConfig, JobConfig
 from training.errors import ConfigError, DistributedStartError, Problem
+from training.job_processes import JOB_ID
 from training.precision import Precision, choose_precision
-from training.run_dir import JOB_ID
 
 Statistics = dict[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)

@@ -29,6 +29,8 @@ from typing import NoReturn
 
 from training.check import check
 from training.config import JobConfig
+from training.errors import RANK_KILLED
+from training.job_processes import JOB_ID
 from training.main import run_rank_here
 from training.process import (
     die_with_parent,
@@ -38,7 +40,7 @@ from training.process import (
     redirect_output,
     rename,
 )
-from training.run_dir import JOB_ID, RunDir
+from training.run_dir import RunDir
 from training.torchrun import killed_ranks_told
 from training.versions import version_of
 
@@ -290,30 +292,43 @@ def _run_ranks(run_dir: RunDir, num_ranks: int) -> None:
             start_method="fork",
             logs_specs=DefaultLogsSpecs(log_dir=str(run_dir.logs / "torchrun")),
         )
-    _leave_without_ranks()
+    _leave_without_a_rank()
     ignore_user_signals()
     with killed_ranks_told():
         elastic_launch(config, _rank)(str(run_dir.path))
 
 
-def _leave_without_ranks() -> None:
-    """Have this agent end when no rank is left: of those that left by ``os._exit(0)``, torchelastic awaits a word."""
+def _leave_without_a_rank() -> None:
+    """Have this agent end when a rank ended of which torchelastic hears nothing.
+
+    It awaits a word of those that left by ``os._exit(0)``. And one that was killed is alive to it as long as processes
+    are that this rank forked, since they hold the other end of the pipe by which it would know.
+    """
     children = Path(f"/proc/self/task/{os.getpid()}/children")
-    has_ranks: list[bool] = []  # at each look since the first was started
+    goes_on: list[bool] = []  # at each look since the first rank was started
 
     def begin() -> None:
-        has_ranks[:] = has_ranks or [True]
+        goes_on[:] = goes_on or [True]
 
     def look(*_: object) -> None:
-        if has_ranks:
-            has_ranks.append(bool(children.read_text()))
-            if not any(has_ranks[-2:]):
-                leave(1)
+        if goes_on:
+            statuses = [_exit_status(int(pid)) for pid in children.read_text().split()]
+            goes_on.append(None in statuses and not any(statuses))
+            if not any(goes_on[-2:]):
+                leave(RANK_KILLED if -signal.SIGKILL in statuses else int(not statuses or any(statuses)))
 
     if children.exists():
         os.register_at_fork(after_in_parent=begin)
         signal.signal(signal.SIGALRM, look)
         signal.setitimer(signal.ITIMER_REAL, 1.0, 1.0)  # which ranks do not inherit
+
+
+def _exit_status(pid: int) -> int | None:
+    """Of a child that is left to be waited for; negative for a signal, None while it runs."""
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from training.job_processes import JOB_ID
 from training.process import (
     die_on_notice,
     die_with_parent,
@@ -26,7 +27,7 @@ from training.process import (
     rank_from_environment,
     redirect_output,
 )
-from training.run_dir import JOB_ID, RunDir
+from training.run_dir import RunDir
 
 LINGER_S = 60.0
 """How long a rank that is done waits to be told where to go on."""

@@ -16,7 +16,8 @@ from typing import NoReturn
 
 from training.errors import Failure, FailureKind, TrainingError, classify
 from training.full_disk import explain, explain_shared_memory
-from training.run_dir import JOB_ID, PARENT_PID, RunDir
+from training.job_processes import JOB_ID, PARENT_PID
+from training.run_dir import RunDir
 
 _PR_SET_PDEATHSIG = 1
 NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -26,16 +27,22 @@ NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 def die_with_parent() -> None:
     """Have the kernel kill this process when its parent dies (Linux; elsewhere nothing happens).
 
-    The parent is the thread that started this process, so it must be started from one that lives as long as the job.
     ``HPO_PARENT_PID`` says who it was; a process started by this one gets this one's.
+    """
+    die_with(int(os.environ.get(PARENT_PID) or os.getppid()))
+    os.environ[PARENT_PID] = str(os.getpid())
+
+
+def die_with(parent: int) -> None:
+    """The same, for a child of the process `parent`.
+
+    To the kernel the parent is the thread that started this process, so it must be one that lives as long as the job.
     """
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = os.environ.get(PARENT_PID)
-    if parent is not None and os.getppid() != int(parent):  # it died before the call
+    if os.getppid() != parent:  # it died before the call
         os.kill(os.getpid(), signal.SIGKILL)
-    os.environ[PARENT_PID] = str(os.getpid())
 
 
 def rename(command: str, *, job_id: str | None = None) -> None:

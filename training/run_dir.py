@@ -42,8 +42,6 @@ from training.full_disk import naming
 
 Value = TypeVar("Value")
 
-JOB_ID, PARENT_PID = "HPO_JOB_ID", "HPO_PARENT_PID"
-"""Environment variables that whoever launches a job sets for its ranks: the job's id, the launching process."""
 ENSEMBLE = "ensemble.json"
 """In a folder of run directories: which of their models are to be averaged."""
 ROUNDING = 1e-3

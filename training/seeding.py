@@ -1,6 +1,6 @@
 """Randomness as a function of (seed, epoch, rank, step): a step that is repeated draws the numbers of the first time.
 
-No random state has to be saved in a checkpoint: every epoch, and every step that a checkpoint may start from, is seeded.
+No random state has to be saved in a checkpoint: each epoch, and each step that a checkpoint may start from, is seeded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def seed_everything(*key: int) -> None:
 
 
 def seed_step(*key: int) -> None:
-    """The same for the CPU and the GPUs in use: 60 microseconds, where asking for devices of all kinds takes 200 more."""
+    """The same for the CPU and the GPUs in use: 60 microseconds; asking for devices of all kinds takes 200 more."""
     word = _seed_all_but_torch(key)
     torch.default_generator.manual_seed(word)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

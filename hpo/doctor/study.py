@@ -24,12 +24,12 @@ from hpo.console import counted
 from hpo.doctor.finding import Finding, attempted, listed, note, ok, problem
 from hpo.doctor.mlflow_store import mlflow_findings
 from hpo.errors import HpoError
-from hpo.launchers import job_id_prefix, kill_processes, processes_of
+from hpo.launchers import job_id_prefix
 from hpo.ledger import LEASE_S, NOBODY, Held, Holder, ledger_of
 from hpo.silence import Silence
 from hpo.study import OWNER, finished_trials, folder_name, folder_of, recover
 from hpo.tally import CONTINUES, SAMPLED
-from training.run_dir import JOB_ID
+from training.job_processes import JOB_ID, kill_processes, processes_of
 
 LEAVING_S = 60.0
 """A sweep that lives ends the processes of a trial within this time after it is over."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from hpo.devices import ALONE, Placement
 from hpo.launchers import processes
 from hpo.launchers.fork_server import CannotForkError, ForkServer, LaunchCancelled
-from hpo.launchers.job import LaunchedJob, kill_processes, processes_of
+from hpo.launchers.job import LaunchedJob
 from hpo.launchers.processes import command_line, job_id_prefix
 from training.config import JobConfig
 from training.run_dir import RunDir
@@ -19,10 +19,8 @@ __all__ = [
     "LaunchCancelled",
     "command_line",
     "job_id_prefix",
-    "kill_processes",
     "launch",
     "launch_check",
-    "processes_of",
     "warm_up",
 ]
 

@@ -21,10 +21,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hpo.devices import ALONE, Placement
-from hpo.launchers.job import ForkedProcess, LaunchedJob, kill_processes, reap, wait_for_group
+from hpo.launchers.job import ForkedProcess, LaunchedJob, wait_for_group
 from hpo.launchers.processes import cores_of, environment, new_job_id
+from hpo.launchers.undertaker import UNDERTAKER
 from training.config import JobConfig
-from training.run_dir import JOB_ID, PARENT_PID, RunDir
+from training.job_processes import JOB_ID, PARENT_PID, kill_processes, reap
+from training.run_dir import RunDir
 
 JOBS_PER_SERVER = 1000
 """What a server leaks, if it does, goes with it."""
@@ -77,8 +79,12 @@ class ForkServer:
         is_check: bool = False,
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> LaunchedJob:
-        """Start the job of a run directory, or a check of several. Raises CannotForkError and LaunchCancelled."""
+        """Start the job of a run directory, or a check of several.
+
+        Raises CannotForkError, LaunchCancelled and OSError.
+        """
         job_id = new_job_id(run_dirs[0])
+        UNDERTAKER.watch(job_id)
         request = {
             "run_dirs": [str(run_dir.path) for run_dir in run_dirs],
             "is_check": is_check,

@@ -1,8 +1,4 @@
-"""A running job: one process that we started, and everything that descends from it.
-
-Every process of a job carries ``HPO_JOB_ID`` in its environment, so that ranks in sessions of their own, loaders and
-other grandchildren are found when their parents are gone.
-"""
+"""A running job: one process that we started, and everything that descends from it."""
 
 from __future__ import annotations
 
@@ -15,14 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-import psutil
-
 from hpo.interruption import NOTICES
-from training.run_dir import JOB_ID
+from training.job_processes import KILL_GRACE_S, kill_processes, reap
 
 TERM_GRACE_S = 8.0
 """Between the polite signal and the other one; below the 30 s that schedulers leave."""
-KILL_GRACE_S = 5.0
 
 
 class Process(Protocol):
@@ -120,20 +113,6 @@ class LaunchedJob:
         return left
 
 
-def kill_processes(job_id: str) -> list[int]:
-    """Kill every process whose job id begins with `job_id`; the ids of those that are there KILL_GRACE_S later."""
-    deadline, killed = time.monotonic() + KILL_GRACE_S, set[int]()
-    while (found := list(processes_of(job_id))) and time.monotonic() < deadline:
-        for process in found:
-            killed.add(process.pid)
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        time.sleep(0.02)
-    for pid in killed:
-        reap(pid)
-    return [process.pid for process in found]
-
-
 def wait_for_group(pid: int, timeout_s: float = 0.5) -> None:
     """Reap what is about to die of the process group `pid`, which is ours to reap."""
     deadline = time.monotonic() + timeout_s
@@ -141,21 +120,6 @@ def wait_for_group(pid: int, timeout_s: float = 0.5) -> None:
         while time.monotonic() < deadline:
             if not os.waitpid(-pid, os.WNOHANG)[0]:
                 time.sleep(0.002)
-
-
-def reap(pid: int) -> None:
-    """Take what is left of a dead process that we adopted, or of all such in the process group -`pid`."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(pid, os.WNOHANG)[0]:
-            pass
-
-
-def processes_of(job_id: str) -> Iterator[psutil.Process]:
-    """Every live process whose job id begins with `job_id`, of those that this user may look at."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):  # zombies have no environment any more
-            if process.environ().get(JOB_ID, "").startswith(job_id):
-                yield process
 
 
 @contextlib.contextmanager

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from hpo.devices import ALONE, Placement, usable_cores
 from hpo.launchers.job import LaunchedJob
-from training.run_dir import JOB_ID, PARENT_PID, RunDir
+from hpo.launchers.undertaker import UNDERTAKER
+from training.job_processes import JOB_ID, PARENT_PID
+from training.run_dir import RunDir
 
 SECRETS = ("HPO_STORAGE", "PGPASSWORD", "PGPASSFILE", "PGSERVICE", "MLFLOW_")
 """How variables begin that ranks do not get: they speak to no database, and what we set for MLflow is for us."""
@@ -38,6 +40,7 @@ def launch_check(run_dirs: Sequence[RunDir]) -> LaunchedJob:
 
 def _start(arguments: list[str], run_dir: RunDir, placement: Placement) -> LaunchedJob:
     job_id = new_job_id(run_dir)
+    UNDERTAKER.watch(job_id)
     with run_dir.log("agent").open("ab") as log:
         process = subprocess.Popen(
             arguments,

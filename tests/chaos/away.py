@@ -64,7 +64,8 @@ class MlflowServer:
 
     def _answers(self) -> bool:
         try:
-            return bool(urllib.request.urlopen(f"{self.url}/health", timeout=5).status == 200)
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
         except OSError:
             return False
 

@@ -18,7 +18,7 @@ from hpo.ledger import SUCCEEDS, LedgerStorage, this_host
 from hpo.storage import open_storage
 from hpo.study import FOLDER
 from hpo.tally import CONTINUES, INTERRUPTED, SAMPLED
-from training.run_dir import JOB_ID
+from training.job_processes import JOB_ID
 
 
 class History:
@@ -65,6 +65,7 @@ class History:
 
     def scores(self) -> list[tuple[Any, ...]]:
         """Parameters, and what each trial came to, in no order that depends on which was first."""
+        self.close()
         return sorted(
             (tuple(sorted(trial.user_attrs[SAMPLED].items())), trial.state.name, tuple(trial.values or ()))
             for trial in self.counted

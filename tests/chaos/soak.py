@@ -124,5 +124,7 @@ def _growth(measured: dict[str, dict[str, float]], trials: int) -> dict[str, flo
 def _pace(history: History) -> tuple[float, float]:
     ends: list[Any] = sorted(trial.datetime_complete for trial in history.trials if trial.datetime_complete)
     gaps = [(after - before).total_seconds() for before, after in zip(ends, ends[1:], strict=False)]
+    if not gaps:
+        return 0.0, 0.0
     fifth = max(1, len(gaps) // 5)
     return round(median(gaps[:fifth]), 3), round(median(gaps[-fifth:]), 3)

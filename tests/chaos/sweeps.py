@@ -191,6 +191,7 @@ def cut_off(setting: Setting, cable: Network) -> list[str]:
     while (lost := setting.history().held_elsewhere()) is None and worker.poll() is None:
         time.sleep(0.5)
     if lost is None:
+        sweep.wait()
         return ["the worker had no trial"]
     while not [*setting.run_dirs.glob(f"trial_{lost:04d}/fold_*")] and worker.poll() is None:
         time.sleep(0.1)

@@ -13,6 +13,7 @@ from tests.chaos.clocks import Clock, NoCompilerError, with_clocks_set
 from tests.chaos.gateway import gateway
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.network import HERE, NoNetworkError, network
+from tests.chaos.orphans import DOOMED, orphan
 from tests.chaos.points import dies_before_some
 from tests.chaos.soak import soak
 from tests.chaos.sweeps import NUM_FOLDS, Setting, cut_off, side_by_side, storm
@@ -33,6 +34,12 @@ def test_a_sweep_that_is_killed_again_and_again_comes_to_what_it_would_have(tmp_
     assert history.violations(num_trials=2, num_folds=NUM_FOLDS) == []
     assert history.scores() == undisturbed.history().scores()
     history.close()
+
+
+@pytest.mark.nightly
+def test_whatever_process_of_a_job_is_killed_its_loaders_and_daemons_end(tmp_path: Path) -> None:
+    found = orphan(tmp_path, num_jobs=len(DOOMED), seed=1)
+    assert (sum(found.killed.values()), found.survivors) == (len(DOOMED), [])
 
 
 @pytest.mark.nightly

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -132,6 +133,14 @@ def test_a_rank_ended_by_a_signal_is_a_typed_failure(wish: JobConfig, folder: Pa
     assert result.status is JobStatus.FAILED
     assert result.failure is not None
     assert result.failure.kind in {FailureKind.SIGNAL, FailureKind.INFRASTRUCTURE}
+    assert not ranks_under(folder)
+
+
+def test_a_rank_that_was_killed_is_noticed_though_what_it_forked_lives_on(by_fork: JobConfig, folder: Path) -> None:
+    """torchelastic would wait for the process that holds the other end of the rank's pipe."""
+    code = "os.environ['RANK'] == '0' and (os.fork() == 0 and signal.pause(), os.kill(os.getpid(), 9))"
+    result = run(own(by_fork.with_values(RANKS["two ranks"]), code), folder)
+    assert result.failure is not None and result.failure.kind is FailureKind.SIGNAL
     assert not ranks_under(folder)
 
 
@@ -339,6 +348,23 @@ def test_kill_9_of_the_orchestrator_ends_server_agent_and_ranks(by_fork: JobConf
     assert not psutil.wait_procs(doomed, timeout=5)[1]
 
 
+def test_kill_9_of_the_orchestrator_ends_what_ranks_started_in_sessions_of_their_own(
+    wish: JobConfig, folder: Path
+) -> None:
+    config = own(wish, "subprocess.Popen(['sleep', '7657'], start_new_session=True)")
+    (folder / "job.json").write_text(config.with_values({"training.epochs": 5000}).model_dump_json())
+    with subprocess.Popen([sys.executable, "-m", "hpo", "train", "--config", "job.json"]) as orchestrator:
+        while not (sleepers := alive("sleep", "7657")) and orchestrator.poll() is None:
+            time.sleep(0.05)
+        orchestrator.kill()
+    assert sleepers
+    assert not psutil.wait_procs(sleepers, timeout=5)[1]
+    deadline = time.monotonic() + 5
+    while alive("sleep", "7657") and time.monotonic() < deadline:  # of the other rank
+        time.sleep(0.05)
+    assert not alive("sleep", "7657")
+
+
 def test_the_store_of_a_job_listens_on_the_loopback_interface_only(by_fork: JobConfig, folder: Path) -> None:
     config = by_fork.with_values({**RANKS["two ranks"], "training.epochs": 5000})
     listening: set[str] = set()
@@ -357,10 +383,7 @@ def test_the_store_of_a_job_listens_on_the_loopback_interface_only(by_fork: JobC
 
 
 def test_many_jobs_at_once_leave_no_process(by_fork: JobConfig, folder: Path) -> None:
-    def zombies() -> set[psutil.Process]:
-        return {child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE}
-
-    before = zombies()  # such as what a killed orchestrator, of another test, left to this process
+    before = psutil.Process().children()  # such as what a killed orchestrator, of another test, left to this process
 
     def one(number: int) -> TrialResult:
         config = by_fork.with_values(RANKS["two ranks" if number % 2 else "one process"])
@@ -372,4 +395,5 @@ def test_many_jobs_at_once_leave_no_process(by_fork: JobConfig, folder: Path) ->
     assert {result.status for result in results} == {JobStatus.COMPLETE}
     assert not ranks_under(folder)
     FORK_SERVER.close()  # and with it an agent that was not needed
-    assert not zombies() - before
+    after = [child for child in psutil.Process().children() if child not in before]
+    assert not [child for child in after if child.status() == psutil.STATUS_ZOMBIE]

@@ -17,7 +17,8 @@ import pytest
 from tests.integration.conftest import ranks_under
 from tests.integration.test_strategies import CHECKOUT, DDP, TWO_RANKS, job, train, write_texts
 from training.config import JobConfig
-from training.run_dir import JOB_ID, Event, Outcome, Record, RunDir
+from training.job_processes import JOB_ID
+from training.run_dir import Event, Outcome, Record, RunDir
 
 OTHER = {"native": "lightning", "lightning": "native"}
 DIGITS = {

@@ -13,7 +13,8 @@ import pytest
 
 from tests.integration.conftest import CHECKOUT
 from tests.integration.test_strategies import TOLERANCE, TWO_RANKS
-from training.run_dir import JOB_ID, RunDir
+from training.job_processes import JOB_ID
+from training.run_dir import RunDir
 
 pytestmark = pytest.mark.nightly
 

@@ -17,8 +17,9 @@ import torch
 
 from training.checksums import is_whole
 from training.config import TASK_METRICS, JobConfig
+from training.job_processes import JOB_ID
 from training.predictions import load_predictions, score
-from training.run_dir import JOB_ID, Event, RunDir
+from training.run_dir import Event, RunDir
 
 TOLERANCE = 1e-5
 """Largest relative difference of a float32 loss between strategies."""

@@ -17,7 +17,8 @@ from hpo.trial import JobStatus, TrialResult, run_single_trial
 from tests.integration.conftest import alive, ranks_under
 from training.config import JobConfig
 from training.errors import FailureKind
-from training.run_dir import JOB_ID, Event, Record, RunDir
+from training.job_processes import JOB_ID
+from training.run_dir import Event, Record, RunDir
 
 TWO_RANKS = {"distributed.strategy": "ddp", "distributed.devices": 2}
 

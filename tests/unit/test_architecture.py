@@ -17,7 +17,8 @@ PACKAGES = {path.parent for path in SOURCES if path.name == "__init__.py"}
 
 HEAVY = {"torch", "transformers"}
 MEETING_POINTS = tuple(
-    f"training.{name}" for name in ("atomic_files", "config", "errors", "full_disk", "predictions", "run_dir")
+    f"training.{name}"
+    for name in ("atomic_files", "config", "errors", "full_disk", "job_processes", "predictions", "run_dir")
 )
 """All that hpo may know of training, with their submodules."""
 

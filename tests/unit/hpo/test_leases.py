@@ -24,7 +24,7 @@ from hpo.errors import DeviceError
 from hpo.leases import LeaseCancelled, lease
 from hpo.search_space import VOLATILE
 from training.config import DistributedConfig
-from training.run_dir import PARENT_PID
+from training.job_processes import PARENT_PID
 
 CHECKOUT = Path(__file__).parents[3]
 LEASING = str(Path(__file__).with_name("leasing.py"))

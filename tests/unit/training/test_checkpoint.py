@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -28,7 +29,9 @@ from training.predictions import Predictions, write_predictions
 from training.process import redirect_output
 from training.run_dir import Event, Outcome, Record, RunDir
 
-KILLS = 20
+KILLS, MEGABYTES = int(os.environ.get("HPO_KILLS", "20")), int(os.environ.get("HPO_CHECKPOINT_MB", "1"))
+WIDTH = math.isqrt(MEGABYTES * 2**18)
+"""Of a square of float32."""
 KINDS = [Checkpoints, ShardedCheckpoints]
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
 
@@ -164,7 +167,7 @@ def test_one_of_an_earlier_version_has_no_checksum_and_is_taken_as_it_is(
 def save_until_killed(run_dir: RunDir, kind: type[Checkpoints], acknowledge: int) -> NoReturn:
     try:
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
-        checkpoints, state = kind(run_dir, is_main=True), new_state(512)
+        checkpoints, state = kind(run_dir, is_main=True), new_state(WIDTH)
         epoch = (checkpoints.load(state) or Progress()).epoch
         while True:
             epoch += 1
@@ -183,7 +186,7 @@ def test_kill_9_in_the_middle_of_saves_loses_no_checkpoint(kind: type[Checkpoint
             save_until_killed(run_dir, kind, writing)
         os.close(writing)
         acknowledged = int.from_bytes(os.read(reading, 4), "little")
-        time.sleep(chance.uniform(0.0, 0.03))
+        time.sleep(chance.uniform(0.0, 0.03 + 0.004 * (MEGABYTES - 1)))
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
         with open(reading, "rb") as pipe:
@@ -193,7 +196,7 @@ def test_kill_9_in_the_middle_of_saves_loses_no_checkpoint(kind: type[Checkpoint
         run_dir.prepare(JobConfig(), resume=True)
         assert run_dir.load_findings() == []
         assert not any(run_dir.checkpoints.glob(".*"))
-        state = new_state(512)
+        state = new_state(WIDTH)
         found = kind(run_dir, is_main=True).load(state)
         assert found is not None and found.epoch >= acknowledged
         assert state.model.weight[0, 0] == found.epoch

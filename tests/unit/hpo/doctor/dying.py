@@ -18,7 +18,7 @@ from hpo.ledger import ledger_of
 from hpo.storage import open_storage
 from hpo.study import OWNER, trial_folder
 from hpo.tally import SAMPLED
-from training.run_dir import JOB_ID
+from training.job_processes import JOB_ID
 
 
 def main(url: str, name: str, asked: int, told: int) -> None:

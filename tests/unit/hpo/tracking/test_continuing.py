@@ -93,6 +93,13 @@ def test_folds_that_mlflow_did_not_see_end_do_so_when_their_trial_is_told_again(
     assert mlflow.statuses() == ended
 
 
+def test_a_past_longer_than_what_is_kept_is_written_in_between(mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpo.tracking.MAX_TRIALS_KEPT", 3)
+    past = [event for number in range(7) for event in (trial(number), told(number))]
+    send(mlflow.tracker(), replace(sweep(), told_again=told_if_running(*past)), SweepFinished())
+    assert (len(mlflow.runs("trial")), mlflow.notices) == (7, [])
+
+
 def test_a_changed_parameter_does_not_spoil_a_continued_fold(mlflow: Mlflow) -> None:
     first, slower = (CONFIG.with_values({"distributed.timeout_s": s, "model.top@k": s}) for s in (600, 900))
     send(mlflow.tracker(), sweep(), trial(), started(label(), config=first))
