@@ -132,6 +132,15 @@ def run_hpo(*arguments: str, status: int = 0, first: str = "") -> subprocess.Com
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
+def kill_with_undertaker(command: subprocess.Popen[str]) -> None:
+    """Kill -9, also of the process that would end what ranks have started in sessions of their own."""
+    for child in psutil.Process(command.pid).children():
+        if "training.job_processes" in child.cmdline():
+            child.kill()
+    command.kill()
+    command.communicate()
+
+
 def alive(*command: str) -> list[psutil.Process]:
     """Live processes with exactly this command line."""
     found = []

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.integration.conftest import alive, run_hpo, start_hpo
+from tests.integration.conftest import alive, kill_with_undertaker, run_hpo, start_hpo
 from tests.integration.test_sweep import LONG, trials, wait_until, write_task
 
 
@@ -16,8 +15,7 @@ def test_what_a_killed_sweep_left_is_found_and_fixed(workplace: Path) -> None:
     write_task("self.steps == 1 and subprocess.Popen(['sleep', '7655'], start_new_session=True)")
     killed = start_hpo("sweep", "--study", "digits", "--set", "task=own:Task", "--trials", "1", *LONG)
     wait_until(lambda: bool(alive("sleep", "7655")), killed)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    kill_with_undertaker(killed)
     found = json.loads(run_hpo("doctor", "--study", "digits", "--json", status=1).stdout)
     problems = [each for each in found["findings"] if each["level"] == "problem"]
     assert found["problems"] == len(problems) == 2

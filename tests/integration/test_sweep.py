@@ -20,7 +20,7 @@ import numpy as np
 import optuna
 import pytest
 
-from tests.integration.conftest import CHECKOUT, alive, ranks_under, run_hpo, start_hpo
+from tests.integration.conftest import CHECKOUT, alive, kill_with_undertaker, ranks_under, run_hpo, start_hpo
 from training.run_dir import Event, Outcome, RunDir
 
 TRAIN = str(CHECKOUT / "config" / "train.yaml")
@@ -185,9 +185,9 @@ def test_what_ranks_had_started_is_gone_after_kill_9_and_the_next_sweep(workplac
     sweep = ("sweep", "--study", "digits", "--set", "task=own:Task", "--trials", "1")
     killed = start_hpo(*sweep, *LONG)
     wait_until(lambda: bool(alive("sleep", "7654")), killed)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    kill_with_undertaker(killed)
     sleepers = alive("sleep", "7654")
+    assert sleepers
     stopped = start_hpo(*sweep, *LONG)
     wait_until(lambda: [trial.state.name for trial in trials()] == ["FAIL", "RUNNING"], stopped)
     assert not set(sleepers) & set(alive("sleep", "7654"))
