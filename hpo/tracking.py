@@ -346,7 +346,7 @@ class MlflowTracker:
             over = [number for number, trial in study.children.items() if trial.status != RUNNING]
             for number in over[:1]:
                 del study.children[number]
-                self._say_once("trials", f"MLflow ({self.where}) does not keep up: it will lack old trials")
+                self._say_once("trials", f"MLflow ({self.where}) does not keep up: it will lack the oldest trials")
 
     @property
     def _known_sweep(self) -> SweepStarted:

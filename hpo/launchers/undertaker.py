@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import subprocess
@@ -25,6 +26,7 @@ class Undertaker:
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._process = _start()
+                atexit.register(_dismiss, self._process)
             assert self._process.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # killed just now; another one is told of the next job
                 self._process.stdin.write(os.fsencode(f"{job_id}\0"))
@@ -39,6 +41,12 @@ def _start() -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # what ends all processes of a terminal is not for it
     )
+
+
+def _dismiss(process: subprocess.Popen[bytes]) -> None:
+    """At an end of ours that is none of its business."""
+    with contextlib.suppress(BrokenPipeError):
+        process.communicate()
 
 
 UNDERTAKER = Undertaker()
