@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -13,6 +14,9 @@ from urllib.parse import unquote
 ESCAPE_SEQUENCE = re.compile(r"\x1b[]P_^X][^\x07\x1b]*(?:\x07|\x1b\\)|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]")
 # With its = first, which is quickly found in a long text.
 SECRET = re.compile(r"=(?i:(?<=password=)|(?<=passwd=)|(?<=pwd=)|(?<=token=)|(?<=secret=))[^&\s'\"]+")
+
+SECRET_VARIABLES = ("HPO_STORAGE", "PGPASSWORD", "PGPASSFILE", "PGSERVICE", "MLFLOW_")
+"""How their names begin."""
 
 
 def masked(text: str) -> str:
@@ -23,6 +27,11 @@ def masked(text: str) -> str:
 def _without_user(found: re.Match[str]) -> str:
     _, at, host = found[0].rpartition("@")
     return f"://***@{host}" if at else found[0]
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """What processes get that we start: they speak to no database, and what is set for MLflow is for us."""
+    return {name: value for name, value in environment.items() if not name.startswith(SECRET_VARIABLES)}
 
 
 def visible(text: str) -> str:

@@ -17,11 +17,10 @@ from pathlib import Path
 from hpo.devices import ALONE, Placement, usable_cores
 from hpo.launchers.job import LaunchedJob
 from hpo.launchers.undertaker import UNDERTAKER
+from hpo.masking import without_secrets
 from training.job_processes import JOB_ID, PARENT_PID
 from training.run_dir import RunDir
 
-SECRETS = ("HPO_STORAGE", "PGPASSWORD", "PGPASSFILE", "PGSERVICE", "MLFLOW_")
-"""How variables begin that ranks do not get: they speak to no database, and what we set for MLflow is for us."""
 TORCHRUN = frozenset("RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MASTER_ADDR MASTER_PORT".split())
 """What torchrun sets for its ranks: another job's, when we run inside one."""
 
@@ -114,7 +113,7 @@ def _gpu_variables(placement: Placement) -> dict[str, str]:
 
 def environment(placement: Placement, job_id: str) -> dict[str, str]:
     """The ranks' environment: ours, less secrets and another job's torchrun variables."""
-    ours = {name: value for name, value in os.environ.items() if not (name in TORCHRUN or name.startswith(SECRETS))}
+    ours = {name: value for name, value in without_secrets(os.environ).items() if name not in TORCHRUN}
     threads = str(placement.threads_per_rank)
     return {
         **ours,

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 
+from hpo.masking import without_secrets
+
 
 class Undertaker:
     """Started with the first job. It hears of each, and of our end by the end of its input, whatever that end was.
@@ -36,6 +38,7 @@ class Undertaker:
 def _start() -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "training.job_processes"],
+        env=without_secrets(os.environ),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
