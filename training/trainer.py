@@ -117,7 +117,7 @@ class Training:
         """Take up the newest checkpoint, if any, and say where the training starts. Raises DataError."""
         self.at = self.reporter.load(self.state) or self.at
         steps_per_epoch = self.loaders.steps_per_epoch
-        if self.at.epoch_step and self.at.steps_per_epoch not in (0, steps_per_epoch):  # 0: of an earlier version
+        if self.at.epoch_step and self.at.steps_per_epoch != steps_per_epoch:
             raise DataError(
                 f"the checkpoint was taken within an epoch of {self.at.steps_per_epoch} steps, which now has"
                 f" {steps_per_epoch}: go on with the same data and training.global_batch_size, or train anew"
