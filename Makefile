@@ -33,7 +33,11 @@ nightly: .venv/.installed-dev ## The tests that train whole studies; CI runs mos
 	scripts/test -m slow
 
 weekly: .venv/.installed-dev ## Hours of faults in real sweeps (docs/reliability.md)
-	failed=0; for scenario in kills points restarts stops preemptions partition clocks mlflow soak; do .venv/bin/python scripts/chaos $$scenario || failed=1; done; exit $$failed
+	@failed=0; export PATH="$$PWD/.venv/bin:$$PATH"; set -x; \
+	python scripts/chaos || failed=1; \
+	scripts/fuzz || failed=1; \
+	python scripts/bench_orchestrator --workers 32 64 --shared 2000 || failed=1; \
+	exit $$failed
 
 docs: .venv/.installed ## Write docs/cli.md from --help and docs/configuration.md from the schemas
 	.venv/bin/typer hpo.cli utils docs --name hpo --output docs/cli.md
