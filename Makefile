@@ -35,6 +35,7 @@ nightly: .venv/.installed-dev ## The tests that train whole studies; CI runs mos
 weekly: .venv/.installed-dev ## Hours of faults in real sweeps (docs/reliability.md)
 	@failed=0; export PATH="$$PWD/.venv/bin:$$PATH"; set -x; \
 	python scripts/chaos || failed=1; \
+	for seed in 2 3 4 5 6 7 8; do python scripts/chaos kills --seed $$seed || failed=1; done; \
 	scripts/fuzz || failed=1; \
 	python scripts/bench_orchestrator --workers 32 64 --shared 2000 || failed=1; \
 	exit $$failed
