@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -9,10 +10,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from optuna.trial import FrozenTrial
 
 from tests.chaos.sweeps import Setting
 from tests.postgres import free_port
@@ -85,6 +88,9 @@ class Away:
     """What a sweep came to whose MLflow was away at times, or all the time."""
 
     seconds: float
+    """Of the whole command."""
+    trial_s: float
+    """From the start of the first trial to the end of the last, for each."""
     kills: int
     num_lacking: int
     """What did not hold of its runs in MLflow when the sweep was over."""
@@ -111,7 +117,7 @@ def without_mlflow(
     if not is_there:
         server.start()
     history = setting.history()
-    lacking = [*history.of_mlflow()]
+    lacking, trial_s = [*history.of_mlflow()], _seconds_per_trial(history.trials)
     history.close()
     began = time.monotonic()
     statuses += [setting.start().wait()]
@@ -122,7 +128,20 @@ def without_mlflow(
     wrong += [] if kills == num_kills else [f"only {kills} of {num_kills} faults"]
     wrong += [f"{trial.number} is {trial.state.name}" for trial in history.trials if trial.state.name != "COMPLETE"]
     history.close()
-    return Away(seconds=seconds, kills=kills, num_lacking=len(lacking), catch_up_s=catch_up_s, violations=wrong)
+    return Away(
+        seconds=seconds,
+        trial_s=trial_s,
+        kills=kills,
+        num_lacking=len(lacking),
+        catch_up_s=catch_up_s,
+        violations=wrong,
+    )
+
+
+def _seconds_per_trial(trials: Sequence[FrozenTrial]) -> float:
+    ended = [trial.datetime_complete.timestamp() for trial in trials if trial.datetime_complete]
+    begun = [trial.datetime_start.timestamp() for trial in trials if trial.datetime_start]
+    return (max(ended) - min(begun)) / len(ended) if ended and begun else math.nan
 
 
 def _kill_often(
