@@ -16,6 +16,7 @@ from hpo.fold_statistics import SIGNIFICANCE, standard_error
 from hpo.study_config import BudgetConfig
 
 HOUR_S = 3600.0
+PAUSED_NEED_IT = "has room for those paused trials only that may still win"
 
 Scores = Sequence[float | None]
 """Of a trial, by fold; None for a fold that did not run to its end."""
@@ -37,6 +38,10 @@ class Spent:
     """Since this sweep began its first trial."""
     has_time: bool = True
     """Whether a fold of a new trial is expected to end before the deadline."""
+    climb_s: float = 0.0
+    """What paused trials will take when no new one is begun, in seconds."""
+    climb_device_s: float = 0.0
+    """The same in device seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +67,9 @@ class Budget:
         config = self.config
         if spent.trials >= self.total:
             return ""
-        if config.timeout is not None and spent.seconds >= config.timeout:
-            return f"budget.timeout of {config.timeout:g} s is over; the same command continues the study"
+        if config.timeout is not None and spent.seconds + spent.climb_s >= config.timeout:
+            how = "is over" if spent.seconds >= config.timeout else PAUSED_NEED_IT
+            return f"budget.timeout of {config.timeout:g} s {how}; the same command continues the study"
         if not spent.has_time:
             reason = f"budget.deadline of {config.deadline:g} s leaves no time for another trial"
             return f"{reason}; the same command continues the study"
@@ -71,8 +77,10 @@ class Budget:
             how = "higher" if self.maximize else "lower"
             reason = f"budget.target of {config.target:g} is reached: {spent.best_value:g}"
             return f"{reason}; trials in progress finish, a {how} one continues the study"
-        if config.device_hours is not None and spent.device_s >= config.device_hours * HOUR_S:
-            reason = f"budget.device_hours of {config.device_hours:g} is spent: {_hours(spent.device_s)}"
+        limit_s = None if config.device_hours is None else config.device_hours * HOUR_S
+        if limit_s is not None and spent.device_s + spent.climb_device_s >= limit_s:
+            how = f"is spent: {_hours(spent.device_s)}" if spent.device_s >= limit_s else PAUSED_NEED_IT
+            reason = f"budget.device_hours of {config.device_hours:g} {how}"
             return f"{reason}; trials in progress finish, a larger one continues the study"
         if config.patience is not None and spent.streak >= config.patience:
             reason = f"budget.patience is over: {spent.streak} trials in a row brought no significant improvement"

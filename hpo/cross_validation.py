@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,17 +39,20 @@ class Folds:
         criteria: Criteria,
         on_epoch: OnEpoch,
         *,
-        until: int | None = None,
+        until: Sequence[int] | None = None,
         goes_on_after: Callable[[Failure], bool] = lambda failure: False,
     ) -> None:
-        """Every fold is paused after `until` epochs; None trains them to their end.
+        """Each fold is paused after its part of `until`, in epochs, and not begun for 0; None trains all to their end.
 
         `goes_on_after` says whether another trial may go on with one that failed so.
         """
         self.config, self._folder, self._label = config, folder, label
         self._criteria, self._on_epoch = criteria, on_epoch
         self._num_splits = config.cross_validation.num_splits
-        self._to_start = list(range(self._num_splits))
+        epochs = config.training.epochs
+        self.until = (epochs,) * self._num_splits if until is None else tuple(until)
+        """Epochs of each fold."""
+        self._to_start = [fold for fold, epochs in enumerate(self.until) if epochs]
         self._running: dict[int, RunDir] = {}
         self._scores: dict[int, Score] = {}
         self._metrics: dict[int, Mapping[str, float]] = {}
@@ -57,10 +60,11 @@ class Folds:
         self.begun: set[int] = set()
         """Folds that another trial began, and that go on from its checkpoint."""
         self._parked: set[int] = set()
-        self._until = config.training.epochs if until is None else until
         self._goes_on_after = goes_on_after
         self._reached: dict[int, int] = {}
         """Epochs that were scored, by fold."""
+        self._next: dict[int, range] = {}
+        """Epochs that the newest job of each fold is to train."""
         self.split_id = config.cross_validation.split_id
         """Identity of the samples and folds, once a fold was trained."""
         self.failure: Failure | None = None
@@ -102,15 +106,10 @@ class Folds:
         return bool(self._parked) and not self.failure and not self.stopped
 
     @property
-    def reached(self) -> int:
-        """Epochs that all folds have trained."""
-        return min(self._reached.get(fold, 0) for fold in range(self._num_splits))
-
-    @property
     def is_paused(self) -> bool:
-        """Whether every fold has come as far as it was to, and not to its end."""
+        """Whether every fold has come as far as it was to, and not all of them to their end."""
         return (
-            self.reached >= self._until
+            all(self._reached.get(fold, 0) >= epochs for fold, epochs in enumerate(self.until))
             and len(self._scores) < self._num_splits
             and not self.failure
             and not self.stopped
@@ -128,9 +127,10 @@ class Folds:
 
     def start(self, changes: Mapping[str, Any]) -> Job:
         """The next fold as a job, its configuration with `changes`, which say where it runs."""
+        self._next[self._to_start[0]] = self.next_epochs
         label, fold = self.next_label, self._to_start.pop(0)
         own = {"cross_validation.fold": fold, "cross_validation.split_id": self.split_id, "output.save_model": False}
-        own["output.pause_after"] = self._until if self._until < self.config.training.epochs else None
+        own["output.pause_after"] = self.until[fold] if self.until[fold] < self.config.training.epochs else None
         run_dir = self._running[fold] = self.run_dir(fold)
         config, resume = self.config.with_values({**own, **changes}), fold in self.begun
         return Job(label=label, config=config, run_dir=run_dir, resume=resume)
@@ -143,7 +143,7 @@ class Folds:
         configuration, is trained anew. Returns the values it need not hear again.
         """
         values: list[tuple[int, int, Score]] = []
-        for fold in [*self._to_start]:
+        for fold, until in enumerate(self.until):
             found = _left_behind(self.run_dir(fold), self.config, self._criteria)
             if fold in known and known[fold].computed == self._computed:
                 found = _of(known[fold], found)
@@ -154,10 +154,11 @@ class Folds:
             self._reached[fold] = found.epoch
             if found.score is not None:
                 self._scores[fold], self.split_id = found.score, found.split_id
-            elif found.epoch < self._until or self._until == self.config.training.epochs:  # or it lacks only its result
+            elif found.epoch < until or until == self.config.training.epochs:  # or it lacks only its result
                 self.begun.add(fold)
                 continue
-            self._to_start.remove(fold)
+            if until:
+                self._to_start.remove(fold)
         return values
 
     def __str__(self) -> str:
@@ -167,7 +168,7 @@ class Folds:
     def next_epochs(self) -> range:
         """The epochs that the fold which `start` would give is to train, counted from 0."""
         fold = self._to_start[0]
-        return range(self._reached[fold] if fold in self.begun else 0, self._until)
+        return range(self._reached[fold] if fold in self.begun else 0, self.until[fold])
 
     def run_dir(self, fold: int) -> RunDir:
         """Where a fold is trained."""
@@ -212,8 +213,15 @@ class Folds:
         """A fold was called off."""
         del self._running[fold]
 
+    def share_trained(self, fold: int, result: TrialResult) -> float | None:
+        """Of a fold's epochs, the part that its job has trained; None where it did not train all that it was to."""
+        is_through = result.status is JobStatus.COMPLETE or (
+            result.status is JobStatus.STOPPED and self._is_at_rung(fold)
+        )
+        return len(self._next[fold]) / self.config.training.epochs if is_through and self._next[fold] else None
+
     def _is_at_rung(self, fold: int) -> bool:
-        return self._reached.get(fold, 0) >= self._until < self.config.training.epochs
+        return self._reached.get(fold, 0) >= self.until[fold] < self.config.training.epochs
 
     def park_all(self) -> None:
         """Ask all that run to leave so."""

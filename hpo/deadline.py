@@ -47,12 +47,12 @@ class Deadline:
         due = (pace.due(self.at) for pace in self._running.values() if not pace.is_ending)
         return max(0.0, min((self.at, *due)) - self._clock())
 
-    def expected_s(self, trial: int | None, epochs: int) -> float | None:
-        """Seconds that a fold of so many epochs will take; None before the first one has ended."""
+    def expected_s(self, trial: int | None, epochs: float) -> float | None:
+        """Seconds that a fold of so many epochs will take; None before the first job has ended."""
         known = self._of_trial.get(trial) or self._epoch_s
         return median(known) * epochs if known else None
 
-    def fits(self, trial: int | None, epochs: int) -> bool:
+    def fits(self, trial: int | None, epochs: float) -> bool:
         """Whether a fold that starts now will end in time, as far as is known; a new trial has no number.
 
         Once a fold was parked no new trial has time: it would be the parked one, which is next in the queue.
@@ -71,7 +71,7 @@ class Deadline:
         self._running[label].hear(record, self._clock())
 
     def finish(self, label: JobLabel, seconds: float | None) -> None:
-        """A fold has ended; `seconds` are those of one that ran to its end."""
+        """A fold's job has ended; `seconds` are those of one that trained all that it was to."""
         pace = self._running.pop(label)
         if seconds is not None and pace.epochs:
             self._epoch_s.append(seconds / len(pace.epochs))

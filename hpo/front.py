@@ -82,15 +82,15 @@ class FrontRace:
         found = dominator(runner.scores, self._told, risk=1.0)
         return None if found is None else tuple(map(float, self._signs * self._told[found[0]].mean(axis=0)))
 
-    def second_look(self) -> None:
-        """No stopped trial is taken up again."""
+    epochs_to_climb = 0
+    """No trial is paused."""
 
-    def is_pause(self, runner: Racer, reason: str) -> bool:
-        """Never."""
-        return False
+    def until(self, num_epochs: int) -> tuple[int, ...]:
+        """All epochs of each fold."""
+        return (num_epochs,) * self._num_folds
 
     def promotable(self, *, is_end: bool) -> None:
-        """There is no fidelity with several objectives."""
+        """There is no halving with several objectives."""
 
     def paused(self, total: int) -> tuple[list[int], list[int]]:
         """No trial."""

@@ -33,7 +33,7 @@ def objective_problems(config: StudyConfig, job: JobConfig, written: Layer) -> I
     if len(config.objectives) > 1:
         yield from _unfit_for_several(config, written)
     elif config.stopping.folds == "dominance":
-        message = "stopping.folds: dominance is for several objectives; with one, take racing"
+        message = "stopping.folds: dominance is for several objectives; with one, take halving"
         yield Problem(place=written.place_of(("stopping", "folds")), message=message)
 
 

@@ -49,7 +49,6 @@ from hpo.study import (
     take_place,
 )
 from hpo.tally import NOT_BEFORE, REVIVES, tally_of
-from hpo.trial import JobStatus
 from hpo.trials import ENDED_FROM_OUTSIDE, Running, Trials
 from hpo.watchdog import Watchdog
 from training.errors import Failure, FailureKind
@@ -103,7 +102,7 @@ class Sweep:
         self._asks = True
         """Whether it still asks for new trials."""
         self._looks = True
-        """Whether it still takes up stopped ones."""
+        """Whether it still takes up paused ones."""
         self._is_preempted = False
         """Whether it was told to leave."""
         self.hopeless: Failure | None = None
@@ -126,7 +125,7 @@ class Sweep:
             self._recover_first()
             if (taken := places_taken(self._study)) >= self._budget.total:
                 done = f"the study has {counted(taken, 'trial')} ({self._budget.total} asked for)"
-                go_on = "paused ones that may still win go on" if self._trials.has_second_look else MORE_TRIALS
+                go_on = "paused ones that may still win go on" if self._trials.is_one_paused else MORE_TRIALS
                 self._say(f"{done}; {go_on}")
             self._started = self._clock()  # opening MLflow takes seconds that belong to no trial
             with interruption.listening():
@@ -325,13 +324,14 @@ class Sweep:
             self._tell(running)
 
     def _account(self, event: JobFinished) -> None:
-        """Write down what a fold took; how long folds take is learned from those that were trained as a whole."""
+        """Write down what a fold took; how long folds take is learned from jobs that trained all that they were to."""
         running = None if event.label.trial is None else self._running.get(event.label.trial)
-        is_complete = event.result is not None and event.result.status is JobStatus.COMPLETE
-        is_whole = is_complete and running is not None and event.label.fold not in running.folds.begun
-        self._deadline.finish(event.label, event.usage.seconds if event.usage and is_whole else None)
+        share = None
+        if running is not None and event.result is not None and event.label.fold is not None:
+            share = running.folds.share_trained(event.label.fold, event.result)
+        self._deadline.finish(event.label, event.usage.seconds if event.usage and share else None)
         if running is not None:
-            self._meter.write(running.trial, event, is_whole=is_whole)
+            self._meter.write(running.trial, event, share)
 
     def _end_jobs(self) -> None:
         """End every job, and hear of it; nothing of it counts."""
@@ -364,7 +364,7 @@ class Sweep:
         return reason is None
 
     def _reason_to_end(self) -> str | None:
-        return "" if self.hopeless is not None else self._budget.reason_to_end(self._spent())
+        return "" if self.hopeless is not None else self._budget.reason_to_end(self._with_climb(self._spent()))
 
     @property
     def _num_elsewhere(self) -> int:
@@ -380,16 +380,26 @@ class Sweep:
         device_s = so_far.device_s + self._meter.running_s
         return replace(so_far, device_s=device_s, seconds=seconds, has_time=has_time)
 
+    def _with_climb(self, so_far: Spent) -> Spent:
+        """And what promotions will take when no more trials are asked for."""
+        epochs, side_by_side = self._trials.epochs_to_climb, self._resources.max_trials
+        epoch_s = self._deadline.expected_s(None, 1)
+        if not epochs or epoch_s is None:
+            return so_far
+        has_time = so_far.has_time and self._deadline.fits(None, self._trials.first_epochs + epochs / side_by_side)
+        climb_s, device_s = epochs * epoch_s / side_by_side, epochs * epoch_s * self._meter.num_devices
+        return replace(so_far, has_time=has_time, climb_s=climb_s, climb_device_s=device_s)
+
     def _takes_up_another(self) -> bool:
-        """Whether a stopped trial is worth a second look, now that all new ones have had their turn."""
+        """Whether a paused trial goes on, now that all new ones have had their turn."""
         if self.hopeless is not None or self.parked or not self._looks:
             return False
         # It takes no new place, and pauses are no lack of progress.
         reason = self._budget.reason_to_end(replace(self._spent(), trials=0, streak=0))
         if reason is None:
-            return self._trials.second_look()
+            return self._trials.promote(is_end=True)
         self._looks = False
-        if self._trials.has_second_look:
+        if self._trials.is_one_paused:
             self._say(f"{reason}; paused trials that may still win wait for it")
         return False
 

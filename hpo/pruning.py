@@ -4,12 +4,13 @@ trial: (fold, epoch). The rules themselves are in hpo/stopping."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import optuna
 
-from hpo.stopping import epoch_rule, fold_rule, racing
+from hpo.stopping import epoch_rule, fold_rule
 from hpo.stopping.field import Field, Runner
 from hpo.stopping.halving import Halving
 from hpo.study import IDENTITY
@@ -60,10 +61,23 @@ def is_audited(number: int, share: float, *, seed: int) -> bool:
     return bool(np.random.default_rng((seed, number)).random() < share)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Promotion:
+    """A paused trial goes on."""
+
+    number: int
+    until: tuple[int, ...]
+    """Epochs of each fold, when it is paused again or has ended."""
+    num_epochs: int
+    """Of a whole fold of it."""
+    to_beat: float | None = None
+    """The best value, where it goes on for the audit; else None."""
+
+
 class Pruner:
     """Decides, after each reported value, whether a trial goes on. One serves all trials of a sweep."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what decides
         self,
         study: optuna.Study,
         config: StoppingConfig,
@@ -71,15 +85,15 @@ class Pruner:
         *,
         maximize: bool,
         halving: Halving | None = None,
+        seed: int = 0,
+        target: float | None = None,
     ) -> None:
+        """`seed` chooses what is audited; a paused trial that seems to reach the `target` goes on to its end."""
         self._study, self._axis, self._sign, self._halving = study, axis, 1.0 if maximize else -1.0, halving
-        inside = config if halving is None else config.model_copy(update={"epochs": "none"})
-        self._epoch_rule, self._fold_rule = epoch_rule(inside), fold_rule(config)
-        self._config = config
-        self._pauses: dict[int, str] = {}
-        """Why racing stopped trials, by number."""
-        self._looked: tuple[tuple[int, set[int]], tuple[int, str] | None] | None = None
-        """What trials were known at the last second look, and what it found."""
+        self._epoch_rule, self._fold_rule = epoch_rule(config), fold_rule(config)
+        self._audit, self._seed, self._target = config.audit, seed, target
+        self._asked: tuple[Any, Promotion | None] = None, None
+        """What was known when a promotion was asked for last, and what was found."""
         self._field = Field(num_folds=axis.num_folds, max_epochs=axis.max_epochs)
 
     def new_runner(self, number: int, root: int, num_epochs: int) -> Runner:
@@ -110,10 +124,7 @@ class Pruner:
             reason = self._epoch_rule(self._field, runner, fold, epoch)
         if not reason:
             return ""
-        reason = f"fold {fold}, epoch {epoch}: {self._sign * runner.curves[fold, epoch - 1]:.4g} {reason}"
-        if (self._config.folds if is_end else self._config.epochs) == "racing":
-            self._pauses[runner.number] = reason
-        return reason
+        return f"fold {fold}, epoch {epoch}: {self._sign * runner.curves[fold, epoch - 1]:.4g} {reason}"
 
     def judge_taken_over(self, runner: Runner) -> str:
         """The same of a trial that goes on where another was: by a fold that ended, else by the one that was begun."""
@@ -124,10 +135,6 @@ class Pruner:
             return ""
         fold = int(ended[-1] if len(ended) else begun[-1])
         return self.judge(runner, fold, int(np.flatnonzero(seen[fold])[-1]) + 1)
-
-    def is_pause(self, runner: Runner, reason: str) -> bool:
-        """Whether it was stopped for this reason by racing, which may take it up again."""
-        return self._pauses.get(runner.number) == reason
 
     def estimate(self, runner: Runner) -> float | None:
         """What a trial that was stopped is told as: the incumbent's mean and the mean difference to it.
@@ -146,13 +153,44 @@ class Pruner:
         differences = [runner.curves[at] - _at(ahead, *at) for at in last]
         return self._sign * float(ahead.mean + np.mean(differences))
 
-    def promotable(self, *, is_end: bool) -> tuple[int, int, int] | None:
-        """Number of a paused trial that goes on, the epochs it has reached, and those it goes on to."""
+    def until(self, num_epochs: int) -> tuple[int, ...]:
+        """Epochs of each fold after which a new trial is paused; all of them without halving."""
+        return (num_epochs,) * self._axis.num_folds if self._halving is None else self._halving.until(0, num_epochs)
+
+    def promotable(self, *, is_end: bool) -> Promotion | None:
+        """A paused trial that goes on."""
         if self._halving is None:
             return None
         self._read_told()
-        found = self._halving.promotable(self._field, tally_of(self._study).taken_up(), is_end=is_end)
-        return None if found is None else (*found, self._halving.next_rung(found[1]))
+        aside = tally_of(self._study).taken_up()
+        if self._asked[0] != (known := (self._field.num_added, aside, is_end)):  # else nothing has changed
+            self._asked = known, self._promotion(self._halving, aside, is_end)
+        return self._asked[1]
+
+    def _promotion(self, halving: Halving, aside: set[int], is_end: bool) -> Promotion | None:
+        waiting = [each for each in halving.waiting(self._field) if each.number not in aside]
+        last = len(halving.rungs) - 1
+        if on_target := next((each for each in waiting if self._seems_to_reach_target(each)), None):
+            return _promotion(halving, on_target, last)
+        if found := halving.promotable(self._field, aside, is_end=is_end):
+            return _promotion(halving, *found)
+        audited = [each for each in waiting if is_audited(each.root, self._audit, seed=self._seed)]
+        ahead = self._field.incumbent
+        if not is_end or not audited or ahead is None:
+            return None
+        return replace(_promotion(halving, audited[0], last), to_beat=self._sign * ahead.mean)
+
+    def _seems_to_reach_target(self, runner: Runner) -> bool:
+        estimate = None if self._target is None else self.estimate(runner)
+        return estimate is not None and self._sign * (estimate - (self._target or 0.0)) >= 0
+
+    @property
+    def epochs_to_climb(self) -> int:
+        """Epochs, over all folds, that promotions would take if no other trial came."""
+        if self._halving is None:
+            return 0
+        self._read_told()
+        return self._halving.epochs_to_climb(self._field, self._axis.max_epochs)
 
     def paused(self, total: int) -> tuple[list[int], list[int]]:
         """Numbers of the trials paused at a rung: those that no result of `total` trials could promote any more, and
@@ -161,22 +199,7 @@ class Pruner:
             return [], []
         self._read_told()
         hopeless, waiting = self._halving.hopeless(self._field, total), self._halving.waiting(self._field)
-        return [*map(self._field.number, hopeless)], [*map(self._field.number, waiting)]
-
-    def second_look(self) -> tuple[int, str] | None:
-        """Number of a stopped trial that is to be taken up again, and why; None when none is worth it."""
-        self._read_told()
-        known = self._field.num_added, tally_of(self._study).taken_up()
-        if self._looked is None or self._looked[0] != known:  # asked again at each event while a device is free
-            self._looked = known, self._look(known[1])
-        return self._looked[1]
-
-    def _look(self, aside: set[int]) -> tuple[int, str] | None:
-        found = racing.worth_a_second_look(self._field, aside, risk=self._config.risk)
-        if found is None or self._field.incumbent is None:
-            return None
-        runner, chance = found
-        return runner.number, f"it has a chance of {chance:.2g} to beat trial {self._field.incumbent.number}"
+        return [each.number for each in hopeless], [each.number for each in waiting]
 
     def to_beat(self, runner: Runner) -> float | None:
         """The value of the best trial that ran all its folds, if there is one; the same for every `runner`."""
@@ -202,6 +225,11 @@ class Pruner:
             is_paused=told.is_paused,
             is_feasible=told.is_feasible,
         )
+
+
+def _promotion(halving: Halving, runner: Runner, rung: int) -> Promotion:
+    epochs = runner.num_epochs
+    return Promotion(number=runner.number, until=halving.until(rung, epochs), num_epochs=epochs)
 
 
 def _at(runner: Runner, fold: int, column: int) -> float:

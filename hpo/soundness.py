@@ -22,8 +22,8 @@ NUMBER = (int, float)
 KINDS: dict[str, Kind] = {
     **dict.fromkeys(("hpo:uid", "hpo:folder", "hpo:reason"), str),
     **dict.fromkeys(("hpo:definition", "hpo:study", "hpo:owner", "hpo:failure", "hpo:sampled", "hpo:violated"), dict),
-    **dict.fromkeys(("hpo:fold_scores", "hpo:fold_times", "hpo:estimate"), list),
-    **dict.fromkeys(("hpo:continues", "hpo:revives", "hpo:succeeds", "hpo:retries", "hpo:rung"), int),
+    **dict.fromkeys(("hpo:fold_scores", "hpo:fold_times", "hpo:estimate", "hpo:until"), list),
+    **dict.fromkeys(("hpo:continues", "hpo:revives", "hpo:succeeds", "hpo:retries"), int),
     "hpo:device_seconds": NUMBER,
     "hpo:audit": dict,
     "fixed_params": dict,

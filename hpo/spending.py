@@ -25,7 +25,8 @@ from hpo.tally import DEVICE_SECONDS, FOLD_SCORES, SAMPLED, Tally, tally_of
 from training.run_dir import Event
 
 FOLD_TIMES = "hpo:fold_times"
-"""Trial attribute: seconds and devices of each fold that ran to its end, by its number; null for the others."""
+"""Trial attribute: by fold, the seconds that a whole one takes, by those of its epochs that its newest job trained, and
+its devices; null where no job trained all that it was to."""
 EPOCHS = "training.epochs"
 
 
@@ -65,7 +66,7 @@ def _streak(study: optuna.Study, tally: Tally, definition: StudyDefinition, pati
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoldTime:
-    """What a fold that ran to its end took."""
+    """What a whole fold takes."""
 
     seconds: float
     num_devices: int
@@ -90,6 +91,8 @@ class Meter:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self.num_devices = 1
+        """Of the job that began last."""
         self._running: dict[JobLabel, tuple[float, int]] = {}
         """When it began to train, and on how many devices."""
         self._device_s: defaultdict[int, float] = defaultdict(float)
@@ -104,18 +107,20 @@ class Meter:
     def hear(self, event: JobProgress) -> None:
         """A job tells something."""
         if event.record.event is Event.START:
-            self._running.setdefault(event.label, (self._clock(), int(event.record.values["world_size"])))
+            self.num_devices = int(event.record.values["world_size"])
+            self._running.setdefault(event.label, (self._clock(), self.num_devices))
 
-    def write(self, trial: optuna.Trial, event: JobFinished, *, is_whole: bool) -> None:
-        """A job of `trial` has ended, maybe of a whole fold; add it to what the trial took."""
+    def write(self, trial: optuna.Trial, event: JobFinished, share: float | None) -> None:
+        """A job of `trial` has ended; add it to what the trial took. `share` is the part of its fold that it trained;
+        None where it did not come as far as it was to."""
         self._running.pop(event.label, None)
         if event.usage is None or event.label.fold is None:
             return
         self._device_s[trial.number] += event.usage.device_s
         written: dict[str, Any] = {DEVICE_SECONDS: self._device_s[trial.number]}
-        if is_whole:
+        if share:
             times = self._fold_times[trial.number]
-            times[event.label.fold] = (event.usage.seconds, event.usage.num_devices)
+            times[event.label.fold] = (event.usage.seconds / share, event.usage.num_devices)
             written[FOLD_TIMES] = [times.get(fold) for fold in range(max(times) + 1)]
         with contextlib.suppress(UpdateFinishedTrialError):  # it was ended from outside
             for key, value in written.items():

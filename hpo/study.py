@@ -35,8 +35,8 @@ from hpo.tally import (
     NOT_BEFORE,
     RETRIES,
     REVIVES,
-    RUNG,
     SAMPLED,
+    UNTIL,
     tally_of,
 )
 from training.errors import Failure, FailureKind
@@ -49,7 +49,7 @@ definition as it was last swept, for workers."""
 OWNER, FAILURE, SPLIT_ID, REASON = "hpo:owner", "hpo:failure", "hpo:split_id", "hpo:reason"
 """Trial attributes: the process that evaluated it, for people; why it failed, the identity of the samples and folds it
 was scored on, why it was stopped. Others are in hpo/tally.py."""
-INHERITED = (REVIVES, RUNG, AUDIT, RETRIES, LOSSES, MICRO_BATCH, NOT_BEFORE)
+INHERITED = (REVIVES, UNTIL, AUDIT, RETRIES, LOSSES, MICRO_BATCH, NOT_BEFORE)
 """By a trial that goes on with another one."""
 LOCK_WAIT_S, LOCK_POLL_S = 10.0, 0.01
 """How long a sweep waits until another one beside it has done asking, and how often it looks."""

@@ -162,8 +162,8 @@ class SamplerConfig(Section):
         return self
 
 
-EpochRuleName = Literal["racing", "median", "percentile", "asha", "hyperband", "patience", "none"]
-FoldRuleName = Literal["racing", "aggressive", "forgiving", "wilcoxon", "median", "dominance", "none"]
+EpochRuleName = Literal["median", "percentile", "asha", "hyperband", "patience", "none"]
+FoldRuleName = Literal["halving", "aggressive", "forgiving", "wilcoxon", "median", "dominance", "none"]
 _OPTION_OF = {
     "startup_trials": {"median", "percentile"},
     "percentile": {"percentile"},
@@ -171,7 +171,9 @@ _OPTION_OF = {
     "reduction_factor": {"asha", "hyperband"},
     "patience": {"patience"},
     "p_value": {"wilcoxon"},
-    "risk": {"racing", "dominance"},
+    "risk": {"dominance"},
+    "keep": {"halving"},
+    "disk": {"halving"},
 }
 
 
@@ -179,21 +181,25 @@ class StoppingConfig(Section):
     """When a trial that is losing ends early: inside a fold, by the curve of that fold, and between folds, by their
     scores. docs/stopping.md compares the rules."""
 
-    epochs: EpochRuleName = "racing"
-    """Asked after each epoch but a fold's last. `racing` pauses a trial in its first fold when what became of curves
-    like its own leaves it a chance below `risk` to become the best; `median`: below the median of the other trials' at
-    this epoch of this fold; `percentile`: not among the best `percentile`; `asha`, `hyperband`: successive halving;
-    `patience`: no better for `patience` epochs, and behind the best trial. With several objectives only `none`, and
-    that is the default."""
-    folds: FoldRuleName = "racing"
-    """Asked when a fold ends. `racing` pauses a trial that will more likely than not stay behind the best one, and
-    takes it up again at the end if it has a chance of `risk`; `aggressive`: the mean so far is below the best trial's
-    mean; `forgiving`: below its worst fold; `wilcoxon`: a signed-rank test finds it worse; `median`: below the median
-    of the other trials' on the same folds; `dominance`: another trial is better in every objective. This one and `none`
-    are for several objectives, and it is the default there."""
+    epochs: EpochRuleName = "none"
+    """Asked after each epoch but a fold's last, whether to stop for good. `median`: below the median of the other
+    trials' at this epoch of this fold; `percentile`: not among the best `percentile`; `asha`, `hyperband`: successive
+    halving; `patience`: no better for `patience` epochs, and behind the best trial. With several objectives only
+    `none`."""
+    folds: FoldRuleName = "halving"
+    """`halving` trains half of the first fold of every trial and pauses it; the best `keep` of them train the whole
+    fold, the best of these two folds, then four, up to all, each from its checkpoint. The others are asked when a fold
+    ends, and stop for good. `aggressive`: the mean so far is below the best trial's mean; `forgiving`: below its worst
+    fold; `wilcoxon`: a signed-rank test finds it worse; `median`: below the median of the other trials' on the same
+    folds; `dominance`: another trial is better in every objective. This one and `none` are for several objectives, and
+    it is the default there."""
+    keep: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
+    """halving: the part of the trials that goes on from each rung. More costs more."""
+    disk: Size | None = None
+    """halving: of the checkpoints of paused trials, such as 20GB; above it those of the worst go, and would be trained
+    anew."""
     risk: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
-    """racing, dominance: a trial is given up for good when its chance to become the best, or not to be dominated, is
-    below this. Less costs more."""
+    """dominance: a trial is given up for good when its chance not to be dominated is below this. Less costs more."""
     startup_trials: Annotated[int, Field(ge=1)] = 5
     """median, percentile: never stop before this many other trials came as far."""
     percentile: Annotated[float, Field(gt=0.0, lt=100.0)] = 25.0

@@ -46,9 +46,8 @@ had reported by then."""
 MICRO_BATCH, NOT_BEFORE = "hpo:micro_batch", "hpo:not_before"
 """The most samples that a rank of it may work on at a time, after it ran out of memory with more; the time of day, in
 seconds since 1970, before which it does not start."""
-RUNG, PAUSED = "hpo:rung", "hpo:paused"
-"""Epochs after which the folds of a trial that was promoted are paused again; it was stopped by a rule that may take it
-up again."""
+UNTIL, PAUSED = "hpo:until", "hpo:paused"
+"""Epochs of each fold after which a trial that was promoted is paused again; it was paused at a rung, and may go on."""
 SAMPLED, FOLD_SCORES, AUDIT = "hpo:sampled", "hpo:fold_scores", "hpo:audit"
 """Its complete parameters; its folds' scores by number, null where one did not end; why it would have been stopped, and
 the value to beat then, a list with several objectives, if it ran on all the same."""
@@ -77,7 +76,7 @@ class Reported:
     is_feasible: bool = True
     """Whether it violates no constraint."""
     is_paused: bool = False
-    """Stopped by a rule that may take it up again."""
+    """At a rung, and may be promoted."""
 
 
 _tallies: WeakKeyDictionary[optuna.Study, Tally] = WeakKeyDictionary()
@@ -190,11 +189,14 @@ class Tally:
             return sorted(self._front)
 
     def told(self) -> list[Told]:
-        """The trials that were told and not interrupted, in the order in which they ended; one that violates a
-        constraint has no value."""
+        """The trials that were told and not interrupted, in the order in which they ended; that of a paused one is
+        estimated, and one that violates a constraint has no value."""
         with self._lock:
             self._read_values()
-            return [Told(trial_id, self._values.get(trial_id)) for _, trial_id in sorted(self._ended.values())]
+            paused = (each for each in self.reported() if each.is_paused and each.is_feasible)
+            estimates = {each.number: each.values[max(each.values)] for each in paused}
+            ended = sorted((*ended, number) for number, ended in self._ended.items())
+            return [Told(trial_id, self._values.get(trial_id, estimates.get(number))) for _, trial_id, number in ended]
 
     def device_seconds(self) -> float:
         """What all trials took, those that were interrupted and those that run included."""

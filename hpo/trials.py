@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState as OptunaState
 
 from hpo.checkpoint_room import forget_checkpoints, make_room
-from hpo.console import number
+from hpo.console import counted, number
 from hpo.criteria import Score
 from hpo.cross_validation import Folds
 from hpo.definition import StudyDefinition
@@ -24,9 +24,9 @@ from hpo.job import Job
 from hpo.ledger import SUCCEEDS, ledger_of
 from hpo.memory_check import CONSTRAINT, MemoryCheck
 from hpo.policy import Action, Policy, Tried, Verdict
-from hpo.pruning import Pruner, StepAxis, is_audited
+from hpo.pruning import Promotion, Pruner, StepAxis, is_audited
 from hpo.spending import budget_of
-from hpo.stopping.halving import Halving, rungs
+from hpo.stopping.halving import Halving, epoch_rungs, fold_rungs
 from hpo.storage import artifact_store
 from hpo.study import (
     FAILURE,
@@ -50,7 +50,7 @@ from hpo.tally import (
     MICRO_BATCH,
     PAUSED,
     RETRIES,
-    RUNG,
+    UNTIL,
     VIOLATED,
     tally_of,
 )
@@ -84,17 +84,18 @@ class Judge(Protocol):
     def judge_taken_over(self, runner: Any) -> str:
         """Why a trial is stopped that goes on where another was; "" when it goes on."""
 
-    def is_pause(self, runner: Any, reason: str) -> bool:
-        """Whether it was stopped for this reason by a rule that may take it up again."""
+    def until(self, num_epochs: int) -> tuple[int, ...]:
+        """Epochs of each fold after which a new trial is paused; all of them where none is."""
 
-    def promotable(self, *, is_end: bool) -> tuple[int, int, int] | None:
-        """Number of a paused trial that goes on, the epochs it has reached, and those it goes on to."""
+    def promotable(self, *, is_end: bool) -> Promotion | None:
+        """A paused trial that goes on."""
+
+    @property
+    def epochs_to_climb(self) -> int:
+        """Epochs, over all folds, that promotions would take if no other trial came."""
 
     def paused(self, total: int) -> tuple[list[int], list[int]]:
         """Numbers of the trials paused at a rung: those that cannot be promoted any more, and all."""
-
-    def second_look(self) -> tuple[int, str] | None:
-        """Number of a stopped trial that is to be taken up again, and why; None when none is worth it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +128,23 @@ class Trials:
         """`placed` says where a job would run."""
         self._definition, self._study, self._listen, self._placed = definition, study, listen, placed
         self._axis = StepAxis(definition.max_epochs, definition.job.cross_validation.num_splits)
-        self._halving = halving_of(definition)
         self._judge = self._new_judge()
         self._memory = MemoryCheck(self._say)
         self._policy = Policy(definition.config.recovery)
 
     def _new_judge(self) -> Judge:
-        config = self._definition.config
+        config, halving = self._definition.config, halving_of(self._definition)
         if len(config.objectives) > 1:
             return FrontRace(self._study, config.stopping, self._axis.num_folds)
-        maximize = config.objectives[0].direction == "maximize"
-        return Pruner(self._study, config.stopping, self._axis, maximize=maximize, halving=self._halving)
+        return Pruner(
+            self._study,
+            config.stopping,
+            self._axis,
+            maximize=config.objectives[0].direction == "maximize",
+            halving=halving,
+            seed=config.sampler.seed,
+            target=config.budget.target,
+        )
 
     def begin(self, trial: optuna.Trial, params: dict[str, Any]) -> Running:
         """A new trial; over before it begins when the values do not go together or will not fit."""
@@ -162,7 +169,8 @@ class Trials:
                 return ENDED_FROM_OUTSIDE
 
         label = JobLabel(study=self._study.study_name, trial=trial.number)
-        until, goes_on_after = self._until(trial), self._policy.goes_on_after
+        until = tuple(trial.user_attrs.get(UNTIL, self._judge.until(config.training.epochs)))
+        goes_on_after = self._policy.goes_on_after
         folds = Folds(
             config, folder, label, self._definition.criteria, on_epoch, until=until, goes_on_after=goes_on_after
         )
@@ -216,30 +224,26 @@ class Trials:
     @property
     def first_epochs(self) -> int:
         """Epochs that a fold of a new trial trains, at most."""
-        return self._definition.max_epochs if self._halving is None else self._halving.rungs[0]
+        return self._judge.until(self._definition.max_epochs)[0]
+
+    @property
+    def epochs_to_climb(self) -> int:
+        """Epochs, over all folds, that paused trials are still to train if no other trial comes."""
+        return self._judge.epochs_to_climb
 
     def promote(self, *, is_end: bool = False) -> bool:
         """Queue a paused trial that goes on to the next rung. Returns whether one waits, of whatever process."""
         if found := self._judge.promotable(is_end=is_end):
-            number, reached, rung = found
-            if revive(self._study, number, **{RUNG: rung}):
-                self._say(f"trial {number} is promoted from {reached} to {rung} epochs")
+            audit = {} if found.to_beat is None else {AUDIT: {"reason": "left behind", "to_beat": found.to_beat}}
+            if revive(self._study, found.number, **{UNTIL: list(found.until), **audit}):
+                why = "runs on for the audit:" if audit else "is promoted, to"
+                self._say(f"trial {found.number} {why} {so_far(found.until, found.num_epochs)}")
         return tally_of(self._study).is_one_to_revive()
 
     @property
-    def has_second_look(self) -> bool:
-        """Whether a stopped or paused trial is to go on."""
-        waits = tally_of(self._study).is_one_to_revive()
-        return waits or self._judge.promotable(is_end=True) is not None or self._judge.second_look() is not None
-
-    def second_look(self) -> bool:
-        """Queue a stopped trial that is worth to be taken up again. Returns whether one waits, of whatever process."""
-        if self.promote(is_end=True):
-            return True
-        found = self._judge.second_look()
-        if found and revive(self._study, found[0]):
-            self._say(f"trial {found[0]} is taken up again: {found[1]}")
-        return tally_of(self._study).is_one_to_revive()
+    def is_one_paused(self) -> bool:
+        """Whether a paused trial is to go on."""
+        return tally_of(self._study).is_one_to_revive() or self._judge.promotable(is_end=True) is not None
 
     def tell(self, running: Running, verdict: Verdict | None = None) -> None:
         """A trial is over: tell the study what came of it. The `verdict` is on its failure."""
@@ -254,7 +258,8 @@ class Trials:
             elif folds.stopped:
                 self._tell_stop(running, folds.stopped)
             elif folds.is_paused:
-                self._tell_stop(running, f"paused after {folds.reached} of {folds.config.training.epochs} epochs")
+                trial.set_user_attr(PAUSED, True)
+                self._tell_stop(running, f"paused after {so_far(folds.until, folds.config.training.epochs)}")
                 self._forget_checkpoints()
             else:
                 reason = self._keep_violations(trial, folds)
@@ -296,23 +301,17 @@ class Trials:
             trial.report(estimate, self._axis.verdict)  # Optuna tells a stopped trial as its last reported value
         self._keep_violations(trial, folds)
         trial.set_user_attr(REASON, reason)
-        if self._judge.is_pause(running.runner, reason):
-            trial.set_user_attr(PAUSED, True)
         self._study.tell(trial, state=OptunaState.PRUNED)
         self.finished(trial.number, TrialState.PRUNED, folds.scores, reason=reason)
 
-    def _until(self, trial: optuna.Trial) -> int | None:
-        """Epochs after which the folds of `trial` are paused."""
-        return None if self._halving is None else int(trial.user_attrs.get(RUNG, self._halving.rungs[0]))
-
     def _forget_checkpoints(self) -> None:
-        """Those of paused trials that cannot be promoted any more, and of the worst above ``fidelity.disk``."""
+        """Those of paused trials that cannot be promoted any more, and of the worst above ``disk``."""
         hopeless, waiting = self._judge.paused(budget_of(self._definition).total)
-        folder, fidelity = folder_of(self._study), self._definition.config.fidelity
+        folder, config = folder_of(self._study), self._definition.config
         for each in hopeless:
             forget_checkpoints(folder / folder_name(each))
-        if fidelity and fidelity.disk:
-            make_room([folder / folder_name(each) for each in waiting], fidelity.disk)
+        if limit := config.fidelity.disk if config.fidelity else config.stopping.disk:
+            make_room([folder / folder_name(each) for each in waiting], limit)
 
     def _keep_violations(self, trial: optuna.Trial, folds: Folds) -> str:
         """Tell the sampler how far the trial keeps each constraint. Which it violates, for people; "" for none."""
@@ -375,8 +374,20 @@ def _in_parts_of(micro_batch: int | None) -> dict[str, Any]:
 
 
 def halving_of(definition: StudyDefinition) -> Halving | None:
-    """The rungs of a study with ``fidelity``."""
-    fidelity, epochs = definition.config.fidelity, definition.job.training.epochs
-    if fidelity is None:
+    """The rungs of a study: of ``fidelity``, else of folds; None where another rule stops its trials."""
+    config, num_folds = definition.config, definition.job.cross_validation.num_splits
+    if config.fidelity is not None:
+        epochs = config.fidelity.epochs
+        rungs = epoch_rungs(epochs.min, epochs.eta, definition.job.training.epochs, num_folds)
+        return Halving(rungs=rungs, keep=1 / epochs.eta)
+    if config.stopping.folds != "halving":
         return None
-    return Halving(rungs=rungs(fidelity.epochs.min, fidelity.epochs.eta, epochs), eta=fidelity.epochs.eta)
+    return Halving(rungs=fold_rungs(num_folds), keep=config.stopping.keep)
+
+
+def so_far(until: Sequence[int], epochs: int) -> str:
+    """In words, epochs of each fold: `2 folds`, `4 epochs of the first fold`, `3 of 9 epochs`."""
+    if all(0 < each < epochs for each in until):
+        return f"{until[0]} of {epochs} epochs"
+    whole = sum(each == epochs for each in until)
+    return counted(whole, "fold") if whole else f"{until[0]} of {epochs} epochs of the first fold"

@@ -1,5 +1,6 @@
-"""Rules that stop a losing trial, by name: inside a fold (epochs.py), between folds (folds.py), and ours for both
-(racing.py). Pure functions of values, larger is better; hpo/pruning.py asks them."""
+"""Rules that stop a losing trial, by name: inside a fold (epochs.py) and between folds (folds.py); and what pauses
+trials and takes up the best again (halving.py). Pure functions of values, larger is better. hpo/pruning.py asks them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from hpo.stopping import epochs, folds, racing
+from hpo.stopping import epochs, folds
 from hpo.stopping.field import Field, Runner
 from hpo.study_config import StoppingConfig
 
@@ -21,7 +22,6 @@ def epoch_rule(config: StoppingConfig) -> EpochRule:
     """The rule inside a fold."""
     halving: dict[str, Any] = {"min_epochs": config.min_epochs, "reduction_factor": config.reduction_factor}
     rules: dict[str, EpochRule] = {
-        "racing": partial(racing.within_fold, risk=config.risk),
         "median": partial(epochs.percentile, kept=50.0, startup_trials=config.startup_trials),
         "percentile": partial(epochs.percentile, kept=config.percentile, startup_trials=config.startup_trials),
         "asha": partial(epochs.asha, **halving),
@@ -35,11 +35,11 @@ def epoch_rule(config: StoppingConfig) -> EpochRule:
 def fold_rule(config: StoppingConfig) -> FoldRule:
     """The rule between folds."""
     rules: dict[str, FoldRule] = {
-        "racing": partial(racing.between_folds, risk=config.risk),
         "aggressive": folds.aggressive,
         "forgiving": folds.forgiving,
         "wilcoxon": partial(folds.wilcoxon, p_value=config.p_value),
         "median": partial(folds.median, startup_trials=config.startup_trials),
+        "halving": lambda *_: "",  # it pauses, and stops nothing
         "none": lambda *_: "",
     }
     return rules[config.folds]

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+
+
+def epochs_of(share: float, num_epochs: Any) -> NDArray[np.int64]:
+    """A share of so many epochs (one number, or an array of them), in whole ones: at least 1 of more than none."""
+    return np.maximum(np.rint(share * np.asarray(num_epochs)), share > 0).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -26,7 +32,7 @@ class Runner:
     num_epochs: int
     """Of each of its folds."""
     is_paused: bool = False
-    """Whether racing stopped it, and may take it up again."""
+    """Whether it was paused at a rung, and may be promoted."""
     is_feasible: bool = True
     """Whether it violates no constraint, as far as is known."""
 
@@ -54,6 +60,8 @@ class Field:
         """(trials, folds, epochs)"""
         self.finals: Floats = np.empty((0, num_folds))
         """(trials, folds)"""
+        self.num_epochs = np.empty(0, dtype=np.int64)
+        """(trials,): of each fold."""
         self.roots: list[int] = []
         self.num_added = 0
         self._told: dict[int, Runner] = {}
@@ -71,6 +79,7 @@ class Field:
         kept = [row for row, root in enumerate(self.roots) if root not in new]
         self.curves = np.concatenate([self.curves[kept], [runner.curves for runner in new.values()]])
         self.finals = np.concatenate([self.finals[kept], [runner.finals for runner in new.values()]])
+        self.num_epochs = np.concatenate([self.num_epochs[kept], [runner.num_epochs for runner in new.values()]])
         self.roots = [*(self.roots[row] for row in kept), *new]
         self.num_added += len(runners)
         self._told |= new
@@ -82,13 +91,16 @@ class Field:
             ):
                 self.incumbent = runner
 
-    def __contains__(self, root: int) -> bool:
-        return root in self._told
+    def runner(self, row: int) -> Runner:
+        """The trial of a row of `curves`."""
+        return self._told[self.roots[row]]
 
-    def number(self, root: int) -> int:
-        """Of the trial as it was told last."""
-        return self._told[root].number
-
-    def paused(self) -> list[Runner]:
-        """The trials that may be taken up again."""
-        return [runner for runner in self._told.values() if runner.is_paused and runner.is_feasible]
+    def means(self, shares: Sequence[float]) -> Floats:
+        """(trials,): the mean of the values after these shares of the folds' epochs, folds with none left out. NaN for
+        a trial that has not come so far, or violates a constraint."""
+        rows = np.arange(len(self))
+        seen = [
+            self.curves[rows, fold, epochs_of(share, self.num_epochs) - 1] for fold, share in enumerate(shares) if share
+        ]
+        is_feasible = [self._told[root].is_feasible for root in self.roots]
+        return np.where(is_feasible, np.mean(seen, axis=0), np.nan)

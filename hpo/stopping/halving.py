@@ -1,74 +1,127 @@
-"""Asynchronous successive halving over whole trials, each of which goes on from its checkpoints when it is promoted.
+"""Successive halving: every trial is trained a little, the best of them more, and few to the end.
 
-Li et al. 2020, "A system for massively parallel hyperparameter tuning". A rung is a number of epochs that all folds of
-a trial train before the trial is paused; of those that reached it, one in `eta` goes on to the next. Optuna's Hyperband
-decides alike, but trains what it promotes from the start.
+Li et al. 2018, "Hyperband" (its innermost loop); over folds as well as epochs here. A rung is how much of each fold a
+trial trains before it is paused; one that is promoted goes on from its checkpoints. Others promote whoever is among the
+best at any moment (ASHA, Li et al. 2020), and so pay for each leader of the hour. Here places are given away when
+`FIRST` trials have come to the first rung, when `GROWTH` times as many have, and so on, and at the end: the best of the
+first so many go on. That asks nobody to wait, and any number of processes may ask.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from hpo.stopping.field import Field, Floats
+from hpo.stopping.field import Field, Floats, Runner, epochs_of
+
+FIRST, GROWTH = 10, 4
+"""Trials at the first rung when places are given away for the first time, and times as many for each next time."""
+
+Rung = tuple[float, ...]
+"""By fold, the share of its epochs that is trained; 0 of one that is not begun."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Halving:
     """The rungs of a study, and who may climb."""
 
-    rungs: tuple[int, ...]
-    """Epochs, rising; the last is a whole training."""
-    eta: int
+    rungs: tuple[Rung, ...]
+    """Rising; the last is a whole training."""
+    keep: float
+    """The part of those at a rung that goes on to the next."""
 
-    def next_rung(self, reached: int) -> int:
-        """The lowest one above `reached` epochs."""
-        return next(rung for rung in self.rungs if rung > reached)
+    def until(self, rung: int, epochs: int) -> tuple[int, ...]:
+        """Epochs of each fold that a trial of `epochs` trains before it is paused at this rung."""
+        return tuple(int(epochs_of(share, epochs)) for share in self.rungs[rung])
 
-    def promotable(self, field: Field, aside: Container[int] = (), *, is_end: bool) -> tuple[int, int] | None:
-        """Number of the trial to go on with, and the rung it has reached; None when there is none yet.
+    def promotable(
+        self, field: Field, aside: Container[int] = (), *, is_end: bool = False
+    ) -> tuple[Runner, int] | None:
+        """The trial to go on with, and the rung it goes on to; None when there is none yet.
 
-        The highest rung first. A trial is among the best one in `eta` of those that reached its rung, so most are only
-        known with time; at the end (`is_end`) at least the best of each rung goes on. Numbers in `aside` are left out.
+        The lowest rung first, and there the best. At the end (`is_end`) all trials count, and the best of however few
+        comes to the last rung. Numbers in `aside` are left out.
         """
-        for rung in reversed(self.rungs[:-1]):
-            reached = self._reached(field, rung)
-            num_promoted = max(int(is_end), len(reached) // self.eta)
-            for root, _ in reached[:num_promoted]:
-                number = field.number(root)
-                if number not in aside and self._waits_at(field, root, rung):
-                    return number, rung
+        means = self._means(field)
+        count = int((~np.isnan(means[0])).sum())
+        settled = count if is_end else _settled(count)
+        first = {*sorted(map(int, np.flatnonzero(~np.isnan(means[0]))), key=field.roots.__getitem__)[:settled]}
+        for rung in range(len(self.rungs) - 1):
+            ranked = _ranked(field, means[rung], first)
+            for row in ranked[: min(self._num_promoted(rung, settled), math.ceil(self.keep * len(ranked)))]:
+                runner = field.runner(row)
+                if _waits(field, means, rung, row) and runner.number not in aside:
+                    return runner, rung + 1
         return None
 
-    def hopeless(self, field: Field, total: int) -> Iterator[int]:
-        """Roots of the paused trials that cannot be promoted any more, whatever the rest of `total` trials score."""
-        num_kept = total
-        for rung in self.rungs[:-1]:
-            num_kept = max(1, num_kept // self.eta)
-            ranked = self._reached(field, rung)
-            yield from (root for root, _ in ranked[num_kept:] if self._waits_at(field, root, rung))
+    def hopeless(self, field: Field, total: int) -> Iterator[Runner]:
+        """The paused trials that cannot be promoted any more, whatever the rest of `total` trials score."""
+        means = self._means(field)
+        for rung in range(len(self.rungs) - 1):
+            behind = _ranked(field, means[rung])[self._num_promoted(rung, total) :]
+            yield from (field.runner(row) for row in behind if _waits(field, means, rung, row))
 
-    def waiting(self, field: Field) -> Iterator[int]:
-        """Roots of the trials that are paused at a rung, the least promising first."""
-        for rung in self.rungs[:-1]:
-            yield from (root for root, _ in self._reached(field, rung)[::-1] if self._waits_at(field, root, rung))
+    def waiting(self, field: Field) -> Iterator[Runner]:
+        """The trials that are paused at a rung, the least promising first."""
+        means = self._means(field)
+        for rung in range(len(self.rungs) - 1):
+            worst_first = _ranked(field, means[rung])[::-1]
+            yield from (field.runner(row) for row in worst_first if _waits(field, means, rung, row))
 
-    def _reached(self, field: Field, rung: int) -> list[tuple[int, float]]:
-        """Roots and mean values of the trials whose folds all reached it, the best first."""
-        values: Floats = field.curves[:, :, rung - 1].mean(axis=1)
-        found = [(field.roots[row], float(values[row])) for row in np.flatnonzero(~np.isnan(values))]
-        return sorted(found, key=lambda each: (-each[1], each[0]))
+    def epochs_to_climb(self, field: Field, epochs: int) -> int:
+        """Epochs, over all folds, that promotions would take if no other trial came; `epochs` are those of a fold."""
+        means = self._means(field)
+        reached = [int((~np.isnan(row)).sum()) for row in means]
+        places = [max(0, self._num_promoted(rung, reached[0]) - above) for rung, above in enumerate(reached[1:])]
+        steps = [sum(self.until(rung + 1, epochs)) - sum(self.until(rung, epochs)) for rung in range(len(places))]
+        return sum(count * step for count, step in zip(places, steps, strict=True))
 
-    def _waits_at(self, field: Field, root: int, rung: int) -> bool:
-        """Whether it came there and no further."""
-        return bool(np.isnan(field.curves[field.roots.index(root), :, rung:]).all())
+    def _num_promoted(self, rung: int, count: int) -> int:
+        """Of `count` trials, how many go on from this rung."""
+        return math.ceil(self.keep ** (rung + 1) * count - 1e-9)
+
+    def _means(self, field: Field) -> Floats:
+        """(rungs, trials): what the trials had come to at each rung; NaN where one has not come to it."""
+        return np.array([field.means(rung) for rung in self.rungs])
 
 
-def rungs(lowest: int, eta: int, epochs: int) -> tuple[int, ...]:
-    """`lowest`, each `eta` times the one before, and `epochs`."""
+def _settled(count: int) -> int:
+    """Of so many trials at the first rung, those whose places are given away."""
+    if count < FIRST:
+        return 0
+    settled = FIRST
+    while settled * GROWTH <= count:
+        settled *= GROWTH
+    return settled
+
+
+def _ranked(field: Field, means: Floats, among: Container[int] | None = None) -> list[int]:
+    """Rows of the field at a rung, the best first."""
+    rows = (int(row) for row in np.flatnonzero(~np.isnan(means)) if among is None or row in among)
+    return sorted(rows, key=lambda row: (-means[row], field.roots[row]))
+
+
+def _waits(field: Field, means: Floats, rung: int, row: int) -> bool:
+    """Whether it is paused there."""
+    return field.runner(row).is_paused and bool(np.isnan(means[rung + 1, row]))
+
+
+def fold_rungs(num_folds: int) -> tuple[Rung, ...]:
+    """Half of the first fold, all of it, two folds, four, and so on up to half of all; and all of them."""
+    counts = [1]
+    while 2 * counts[-1] <= num_folds / 2:
+        counts.append(2 * counts[-1])
+    counts += [num_folds] if num_folds > 1 else []
+    whole = [(1.0,) * count + (0.0,) * (num_folds - count) for count in counts]
+    return ((0.5, *[0.0] * (num_folds - 1)), *whole)
+
+
+def epoch_rungs(lowest: int, eta: int, epochs: int, num_folds: int) -> tuple[Rung, ...]:
+    """Of all folds `lowest` epochs, each time `eta` times as many, and `epochs`."""
     found = [lowest]
     while found[-1] * eta < epochs:
         found.append(found[-1] * eta)
-    return (*found, epochs)
+    return tuple((rung / epochs,) * num_folds for rung in (*found, epochs))

@@ -36,7 +36,7 @@ def test_few_trials_are_trained_to_the_end_and_no_epoch_twice(halving: Path) -> 
     done = run_hpo("sweep", "--study", "digits", "--trials", "9", "--set", "output.root=other")
     assert "9/9 trials" in done.stderr.splitlines()[-1]
     assert "fold 0 of 2  paused at epoch 1  accuracy" in done.stderr and "stopped" not in done.stderr
-    assert "is promoted from 1 to 3 epochs" in done.stderr and "is promoted from 3 to 9 epochs" in done.stderr
+    assert "is promoted, to 3 of 9 epochs" in done.stderr and "is promoted, to 2 folds" in done.stderr
     trained = {}
     for path in halving.glob("other/digits/trial_*/fold_*"):
         records = RunDir(path).records()

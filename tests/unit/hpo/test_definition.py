@@ -415,8 +415,8 @@ def test_objectives_and_constraints_are_part_of_the_identity_and_one_objective_s
     ("text", "problem"),
     [
         (
-            SEVERAL + "stopping: {folds: racing}\n",
-            "5: stopping.folds: racing is for one objective; with several, write dominance or none",
+            SEVERAL + "stopping: {folds: halving}\n",
+            "5: stopping.folds: halving is for one objective; with several, write dominance or none",
         ),
         (
             SEVERAL + "stopping: {epochs: median}\n",
@@ -444,7 +444,7 @@ def test_objectives_and_constraints_are_part_of_the_identity_and_one_objective_s
         ),
         (
             STUDY + "stopping: {folds: dominance}\n",
-            "5: stopping.folds: dominance is for several objectives; with one, take racing",
+            "5: stopping.folds: dominance is for several objectives; with one, take halving",
         ),
         (
             STUDY + "constraints: [{metric: accurac, at_least: 1}]\n",

@@ -14,6 +14,7 @@ from optuna.trial import TrialState, create_trial
 from hpo.definition import StudyDefinition
 from hpo.pruning import Pruner, StepAxis, is_audited
 from hpo.stopping.field import Runner
+from hpo.stopping.halving import Halving, fold_rungs
 from hpo.study_config import StoppingConfig, StudyConfig
 from hpo.tally import FOLD_SCORES, PAUSED
 from training.config import JobConfig, Layer
@@ -170,7 +171,9 @@ def test_the_audit_takes_about_its_share_and_always_the_same_trials() -> None:
     assert all(is_audited(number, 1.0, seed=3) for number in range(100))
 
 
-# The second look
+# Promotions
+
+HALVING = Halving(rungs=fold_rungs(2), keep=0.5)
 
 
 def paused(study: optuna.Study, *folds: list[float], **attributes: Any) -> None:
@@ -180,35 +183,52 @@ def paused(study: optuna.Study, *folds: list[float], **attributes: Any) -> None:
         state=TrialState.PRUNED,
         value=0.0,
         intermediate_values=trial.intermediate_values,
-        user_attrs={**trial.user_attrs, **attributes},
+        user_attrs={**trial.user_attrs, PAUSED: True, **attributes},
     )
     study.add_trial(copied)
 
 
-@pytest.mark.parametrize("epochs", ["racing", "median", "asha", "hyperband", "patience", "none"])
-def test_only_what_racing_paused_is_taken_up_again(study: optuna.Study, epochs: str) -> None:
+def halving_pruner(study: optuna.Study, *, audit: float = 0.0, target: float | None = None) -> Pruner:
+    return Pruner(study, StoppingConfig(audit=audit), AXIS, maximize=True, halving=HALVING, target=target)
+
+
+def test_a_new_trial_is_paused_in_the_middle_of_its_first_fold_or_without_halving_never(study: optuna.Study) -> None:
+    assert halving_pruner(study).until(9) == (4, 0)
+    assert pruner_of(study, folds="none").until(9) == (9, 9)
+    assert pruner_of(study, folds="none").promotable(is_end=True) is None
+
+
+def test_the_best_of_the_paused_trials_goes_on_and_one_that_was_stopped_does_not(study: optuna.Study) -> None:
     """What another rule or a person stopped would be stopped again, and again."""
-    for value in (0.5, 0.51, 0.52):
-        told(study, [value] * 3, [value] * 3)
-    paused(study, [0.6, 0.6, 0.6])
-    pruner = pruner_of(study, epochs=epochs)
-    assert pruner.second_look() is None
-    paused(study, [0.6, 0.6, 0.6], **{PAUSED: True})
-    found = pruner.second_look()
+    told(study, [0.5, 0.9], state=TrialState.PRUNED)
+    paused(study, [0.5, 0.6])
+    paused(study, [0.5, 0.7])
+    pruner = halving_pruner(study)
+    assert pruner.promotable(is_end=False) is None, "others are to come"
+    found = pruner.promotable(is_end=True)
     assert found is not None
-    assert found[0] == 6 and "to beat trial 2" in found[1]
+    assert (found.until, found.to_beat) == ((3, 0), None)
+    assert study.trials[found.number].intermediate_values[AXIS.step(0, 2)] == 0.7
 
 
-def test_a_stop_is_a_pause_when_racing_gave_the_reason(study: optuna.Study) -> None:
-    for value in (0.5, 0.51, 0.52):
-        told(study, [value] * 3, [value] * 3)
-    pruner = pruner_of(study, epochs="none")
-    runner, reason = heard(pruner, [0.1, 0.1, 0.1])
-    assert reason and pruner.is_pause(runner, reason)
-    assert not pruner.is_pause(runner, "fold 0 was asked to stop")
-    forgiving = pruner_of(study, **FORGIVING)
-    runner, reason = heard(forgiving, [0.1, 0.1, 0.1])
-    assert reason and not forgiving.is_pause(runner, reason)
+def test_trials_left_behind_run_on_for_the_audit_when_nothing_else_does(study: optuna.Study) -> None:
+    told(study, [0.5, 0.9, 0.9], [0.5, 0.9, 0.9])
+    paused(study, [0.5, 0.6])
+    assert halving_pruner(study).promotable(is_end=True) is None
+    audited = halving_pruner(study, audit=1.0)
+    assert audited.promotable(is_end=False) is None
+    found = audited.promotable(is_end=True)
+    assert found is not None and (found.until, found.to_beat) == ((3, 3), 0.9)
+
+
+def test_a_paused_trial_that_seems_to_reach_the_target_goes_on_to_its_end_at_once(study: optuna.Study) -> None:
+    told(study, [0.5, 0.6, 0.8], [0.5, 0.6, 0.8])
+    paused(study, [0.5, 0.62])
+    paused(study, [0.5, 0.65])
+    assert halving_pruner(study, target=0.9).promotable(is_end=False) is None
+    found = halving_pruner(study, target=0.84).promotable(is_end=False)
+    assert found is not None and found.until == (3, 3), "0.05 ahead of what came to 0.8"
+    assert study.trials[found.number].intermediate_values[AXIS.step(0, 2)] == 0.65
 
 
 def test_a_trial_that_goes_on_is_judged_by_all_that_it_has(study: optuna.Study) -> None:

@@ -89,7 +89,7 @@ def recount(study: optuna.Study) -> dict[str, object]:
         ),
         "split": splits[0] if splits else None,
         "told": [
-            (trial._trial_id, trial.value if trial.state is TrialState.COMPLETE else None)
+            (trial._trial_id, trial.value if trial.state is TrialState.COMPLETE or PAUSED in trial.user_attrs else None)
             for trial in sorted(counted, key=lambda trial: (trial.datetime_complete or datetime.max, trial._trial_id))
             if trial.state.is_finished() and trial.number not in taken_up
         ],

@@ -1,7 +1,8 @@
-"""Successive halving over whole trials: who goes on, who cannot any more, and whose checkpoints go."""
+"""Successive halving: who goes on, who cannot any more, and whose checkpoints go."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,71 +10,211 @@ import pytest
 
 from hpo.checkpoint_room import checkpoint_bytes, forget_checkpoints, make_room
 from hpo.stopping.field import Field, Runner
-from hpo.stopping.halving import Halving, rungs
+from hpo.stopping.halving import FIRST, GROWTH, Halving, Rung, epoch_rungs, fold_rungs
 
-HALVING = Halving(rungs=(1, 3, 9), eta=3)
+HALVING = Halving(rungs=fold_rungs(3), keep=0.4)
+"""Half of the first of three folds, all of it, and all of them."""
+EPOCHS = 4
 
 
-def field_of(*trials: list[float]) -> Field:
-    """Trials of two folds, alike in both, with these values after 1, 2, ... of 9 epochs; numbered from 10."""
-    field = Field(num_folds=2, max_epochs=9)
-    for root, values in enumerate(trials):
-        curve = np.array(values + [np.nan] * (9 - len(values)))
-        runner = Runner(
-            number=10 + root, root=root, curves=np.stack([curve] * 2), finals=np.full(2, curve[-1]), num_epochs=9
-        )
-        field.add([runner])
+def field_of(*levels: Sequence[float], is_paused: bool = True) -> Field:
+    """Trials with these scores of their first folds, a fold that is half done as well as one; numbered from 10."""
+    field = Field(num_folds=3, max_epochs=EPOCHS)
+    for root, scores in enumerate(levels):
+        add(field, root, scores, is_paused=is_paused)
     return field
+
+
+def add(field: Field, root: int, scores: Sequence[float], *, is_paused: bool = True, half: bool = False) -> None:
+    """A trial that has so many folds; with one score, or `half`, half of the last."""
+    curves = np.full((3, EPOCHS), np.nan)
+    for fold, score in enumerate(scores):
+        curves[fold] = score
+    if len(scores) == 1 and not half:
+        curves[0, EPOCHS // 2 :] = np.nan
+    runner = Runner(
+        number=10 + root,
+        root=root,
+        curves=curves,
+        finals=curves[:, -1].copy(),
+        num_epochs=EPOCHS,
+        is_paused=is_paused and bool(np.isnan(curves).any()),
+    )
+    field.add([runner])
+
+
+def go_on(field: Field, runner: Runner, rung: int) -> None:
+    """The trial is trained up to the rung, to what it scored before."""
+    curves = np.full((3, EPOCHS), np.nan)
+    for fold, until in enumerate(HALVING.until(rung, EPOCHS)):
+        curves[fold, :until] = runner.curves[0, 0]
+    is_paused = bool(np.isnan(curves).any())
+    field.add(
+        [
+            Runner(
+                number=runner.number + 1000,
+                root=runner.root,
+                curves=curves,
+                finals=curves[:, -1].copy(),
+                num_epochs=EPOCHS,
+                is_paused=is_paused,
+            )
+        ]
+    )
+
+
+def climb(field: Field, *, is_end: bool) -> dict[int, int]:
+    """Promote until nobody is; the rung that each root came to."""
+    came_to: dict[int, int] = {}
+    while found := HALVING.promotable(field, is_end=is_end):
+        runner, rung = found
+        assert runner.root not in came_to or rung == came_to[runner.root] + 1
+        came_to[runner.root] = rung
+        go_on(field, runner, rung)
+    return came_to
+
+
+@pytest.mark.parametrize(
+    ("num_folds", "whole"),
+    [(1, [1]), (2, [1, 2]), (3, [1, 3]), (4, [1, 2, 4]), (5, [1, 2, 5]), (8, [1, 2, 4, 8]), (10, [1, 2, 4, 10])],
+)
+def test_rungs_are_half_a_fold_one_two_four_and_all(num_folds: int, whole: list[int]) -> None:
+    rungs = fold_rungs(num_folds)
+    assert rungs[0] == (0.5,) + (0.0,) * (num_folds - 1)
+    assert [sum(rung) for rung in rungs[1:]] == whole
+    assert all(set(rung) <= {0.0, 1.0} and sorted(rung, reverse=True) == [*rung] for rung in rungs[1:])
 
 
 @pytest.mark.parametrize(
     ("lowest", "eta", "epochs", "expected"),
-    [(1, 3, 9, (1, 3, 9)), (2, 2, 9, (2, 4, 8, 9)), (1, 10, 2, (1, 2)), (3, 3, 9, (3, 9))],
+    [
+        (1, 3, 9, [1, 3, 9]),
+        (2, 2, 9, [2, 4, 8, 9]),
+        (1, 10, 2, [1, 2]),
+        (3, 3, 27, [3, 9, 27]),
+        (7, 2, 99, [7, 14, 28, 56, 99]),
+    ],
 )
-def test_rungs_grow_by_eta_and_end_with_the_whole_training(
-    lowest: int, eta: int, epochs: int, expected: tuple[int, ...]
+def test_rungs_of_epochs_grow_by_eta_and_end_with_the_whole_training(
+    lowest: int, eta: int, epochs: int, expected: list[int]
 ) -> None:
-    assert rungs(lowest, eta, epochs) == expected
-    assert Halving(rungs=expected, eta=eta).next_rung(lowest) == expected[1]
+    halving = Halving(rungs=epoch_rungs(lowest, eta, epochs, 2), keep=1 / eta)
+    assert [halving.until(rung, epochs) for rung in range(len(halving.rungs))] == [(each, each) for each in expected]
 
 
-def test_of_those_that_reached_a_rung_one_in_eta_goes_on() -> None:
-    assert HALVING.promotable(field_of([0.5], [0.6]), is_end=False) is None, "two are too few"
-    assert HALVING.promotable(field_of([0.5], [0.7], [0.6]), is_end=False) == (11, 1)
-    assert HALVING.promotable(field_of([0.5], [0.7, 0.7, 0.7], [0.6]), is_end=False) is None, "it has gone on"
+@pytest.mark.parametrize(("epochs", "half"), [(1, 1), (2, 1), (3, 2), (8, 4)])
+def test_half_a_fold_is_a_whole_number_of_epochs_and_at_least_one(epochs: int, half: int) -> None:
+    assert HALVING.until(0, epochs) == (half, 0, 0)
+    assert HALVING.until(2, epochs) == (epochs, epochs, epochs)
 
 
-def test_a_trial_that_is_being_promoted_is_left_out() -> None:
-    six = field_of([0.5], [0.7], [0.6], [0.1], [0.2], [0.3])
-    assert HALVING.promotable(six, {11}, is_end=False) == (12, 1)
-    assert HALVING.promotable(six, {11, 12}, is_end=False) is None
+def test_nobody_goes_on_before_the_first_places_are_given_away() -> None:
+    field = field_of(*[[score / 100] for score in range(FIRST - 1)])
+    assert climb(field, is_end=False) == {}
+    add(field, FIRST - 1, [0.5])
+    assert climb(field, is_end=False) == {9: 2, 8: 2, 7: 1, 6: 1}, "of ten, four go on and two of these to the end"
 
 
-def test_the_highest_rung_goes_first() -> None:
-    first, second = [0.5] * 3, [0.6] * 3
-    field = field_of(first, second, [0.7] * 3, [0.9], [0.1], [0.2])
-    assert HALVING.promotable(field, is_end=False) == (12, 3)
+def test_who_comes_later_waits_until_there_are_so_many_times_as_many() -> None:
+    field = field_of(*[[score / 100] for score in range(FIRST)])
+    climb(field, is_end=False)
+    for root in range(FIRST, GROWTH * FIRST - 1):
+        add(field, root, [0.5 + root / 100])
+        assert HALVING.promotable(field) is None, root
+    add(field, GROWTH * FIRST - 1, [0.1])
+    came_to = climb(field, is_end=False)
+    assert sum(rung >= 1 for rung in came_to.values()) == 16
+    assert {root for root, rung in came_to.items() if rung == 2} == {*range(32, 39)}
 
 
-def test_at_the_end_the_best_of_each_rung_goes_on_however_few_there_are() -> None:
-    field = field_of([0.5], [0.6] * 3)
-    assert HALVING.promotable(field, is_end=False) is None
-    assert HALVING.promotable(field, is_end=True) == (11, 3)
-    assert HALVING.promotable(field_of([0.5], [0.6] * 9), is_end=True) is None, "one was trained to its end"
+def test_at_the_end_all_count_however_few_they_are() -> None:
+    assert climb(field_of([0.3], [0.5], [0.4]), is_end=True) == {1: 2, 2: 1}
+    assert climb(field_of([0.3]), is_end=True) == {0: 2}
+    assert climb(Field(num_folds=3, max_epochs=EPOCHS), is_end=True) == {}
+
+
+def test_the_lowest_rung_goes_first() -> None:
+    """Else the first to come to a rung would take a place of one that is better and still to come."""
+    field = field_of([0.3], [0.4])
+    add(field, 2, [0.5], half=True)
+    assert HALVING.promotable(field, is_end=True) is not None
+    order = []
+    while found := HALVING.promotable(field, is_end=True):
+        order.append(found[1])
+        go_on(field, *found)
+    assert order == sorted(order)
+
+
+def test_a_trial_that_is_being_promoted_is_left_out_and_keeps_its_place() -> None:
+    field = field_of([0.3], [0.5], [0.4])
+    first = HALVING.promotable(field, is_end=True)
+    assert first is not None and first[0].number == 11
+    second = HALVING.promotable(field, {11}, is_end=True)
+    assert second is not None and second[0].number == 12
+    assert HALVING.promotable(field, {11, 12}, is_end=True) is None
+
+
+def test_what_was_stopped_for_good_or_violates_a_constraint_does_not_go_on() -> None:
+    assert HALVING.promotable(field_of([0.3], [0.5], is_paused=False), is_end=True) is None
+    field = field_of([0.3])
+    curves = np.full((3, EPOCHS), np.nan)
+    curves[0, :2] = 0.9
+    field.add(
+        [
+            Runner(
+                number=99,
+                root=99,
+                curves=curves,
+                finals=curves[:, -1].copy(),
+                num_epochs=EPOCHS,
+                is_paused=True,
+                is_feasible=False,
+            )
+        ]
+    )
+    assert climb(field, is_end=True) == {0: 2}
+
+
+def test_trials_of_different_epochs_are_compared_at_the_same_share() -> None:
+    field = Field(num_folds=3, max_epochs=8)
+    for root, (epochs, value) in enumerate([(8, 0.3), (4, 0.5)]):
+        curves = np.full((3, 8), np.nan)
+        curves[0, : epochs // 2] = value
+        finals = np.full(3, np.nan)
+        field.add([Runner(number=root, root=root, curves=curves, finals=finals, num_epochs=epochs, is_paused=True)])
+    assert list(field.means(HALVING.rungs[0])) == [0.3, 0.5]
+    found = HALVING.promotable(field, is_end=True)
+    assert found is not None and found[0].number == 1
 
 
 def test_a_trial_of_which_one_fold_is_behind_has_not_reached_the_rung() -> None:
-    field = field_of([0.5], [0.6], [0.7])
-    field.curves[2, 1, 0] = np.nan
-    assert HALVING.promotable(field, is_end=False) is None
+    by_epochs: tuple[Rung, ...] = epoch_rungs(1, 2, EPOCHS, 3)
+    field = Field(num_folds=3, max_epochs=EPOCHS)
+    curves = np.full((3, EPOCHS), np.nan)
+    curves[:2, 0] = 0.5
+    finals = np.full(3, np.nan)
+    field.add([Runner(number=0, root=0, curves=curves, finals=finals, num_epochs=EPOCHS, is_paused=True)])
+    assert np.isnan(field.means(by_epochs[0])).all()
+    assert Halving(rungs=by_epochs, keep=0.5).promotable(field, is_end=True) is None
 
 
 def test_who_cannot_be_promoted_whatever_the_rest_scores_is_hopeless() -> None:
-    """Of nine trials three can be promoted, so the fourth of those so far never will be."""
-    field = field_of([0.5], [0.9], [0.6], [0.4], [0.7])
-    assert list(HALVING.hopeless(field, 9)) == [0, 3]
-    assert list(HALVING.hopeless(field, 90)) == []
-    assert list(HALVING.waiting(field)) == [3, 0, 2, 4, 1], "the worst first"
+    """Of ten trials four can be promoted, so the fifth of those so far never will be."""
+    field = field_of([0.5], [0.9], [0.6], [0.4], [0.7], [0.3])
+    assert [runner.root for runner in HALVING.hopeless(field, 10)] == [3, 5]
+    assert [*HALVING.hopeless(field, 100)] == []
+    assert [runner.root for runner in HALVING.waiting(field)] == [5, 3, 0, 2, 4, 1], "the worst first"
+
+
+def test_what_promotions_would_still_take_is_what_they_take() -> None:
+    """Ten trials have half of a fold of four epochs: four go on by two epochs, two of these by eight."""
+    field = field_of(*[[score / 100] for score in range(FIRST)])
+    assert HALVING.epochs_to_climb(field, EPOCHS) == 4 * 2 + 2 * 8
+    expected = HALVING.epochs_to_climb(field, EPOCHS)
+    before = int((~np.isnan(field.curves)).sum())
+    climb(field, is_end=True)
+    assert int((~np.isnan(field.curves)).sum()) - before == expected
+    assert HALVING.epochs_to_climb(field, EPOCHS) == 0
 
 
 def leave_checkpoint(trial: Path, fold: int, size: int) -> None:

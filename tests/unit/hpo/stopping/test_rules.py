@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,9 +12,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from hpo.stopping import epoch_rule, fold_rule, mixed_model, racing
+from hpo.stopping import epoch_rule, fold_rule
 from hpo.stopping.field import Field, Runner
-from hpo.stopping.mixed_model import fit
 from hpo.study_config import StoppingConfig
 
 NAN = float("nan")
@@ -26,15 +24,7 @@ def runner(curves: Curves, *, number: int = 99, epochs: int = 3) -> Runner:
     """A trial with these values of its folds; a fold that came to its last epoch has ended."""
     rows = [[*curve, *[NAN] * (epochs - len(curve))] for curve in curves]
     values = np.array(rows, dtype=float)
-    is_paused = bool(np.isnan(values[:, -1]).any())
-    return Runner(
-        number=number,
-        root=number,
-        curves=values,
-        finals=values[:, -1].copy(),
-        num_epochs=epochs,
-        is_paused=is_paused,
-    )
+    return Runner(number=number, root=number, curves=values, finals=values[:, -1].copy(), num_epochs=epochs)
 
 
 def field_of(*trials: Curves, epochs: int = 3) -> Field:
@@ -61,19 +51,17 @@ def test_the_incumbent_is_the_best_trial_that_ran_all_its_folds() -> None:
     assert field.incumbent.number == 3 and field.incumbent.mean == 0.8
 
 
-def test_a_trial_that_violates_a_constraint_is_neither_the_incumbent_nor_taken_up_again() -> None:
+def test_a_trial_that_violates_a_constraint_is_not_the_incumbent() -> None:
     field = field_of([[0, 0, 0.5], [0, 0, 0.5]])
     field.add([replace(runner([[0, 0, 0.9], [0, 0, 0.9]], number=1), is_feasible=False)])
-    field.add([replace(runner([[0, 0, 0.9]] + [[]], number=2), is_feasible=False)])
     assert field.incumbent is not None and field.incumbent.number == 0
-    assert field.paused() == []
 
 
 def test_a_trial_that_went_on_takes_the_place_of_the_one_it_took_up() -> None:
     field = field_of([[0, 0, 0.5], [0.9]], [[0, 0, 0.7], [0, 0, 0.7]])
     again = runner([[0, 0, 0.5], [0, 0, 0.95]], number=7)
     field.add([Runner(number=7, root=0, curves=again.curves, finals=again.finals, num_epochs=3)])
-    assert (field.roots, len(field), field.paused()) == ([1, 0], 2, [])
+    assert (field.roots, len(field), field.runner(1).number) == ([1, 0], 2, 7)
     assert field.incumbent is not None and field.incumbent.number == 7
 
 
@@ -211,168 +199,15 @@ def test_wilcoxon_stops_as_optunas_pruner() -> None:
     assert stops > 50
 
 
-@pytest.mark.parametrize("rule", ["racing", "aggressive", "forgiving", "wilcoxon", "median"])
+@pytest.mark.parametrize("rule", ["aggressive", "forgiving", "wilcoxon", "median"])
 def test_the_first_trial_is_never_stopped(rule: str) -> None:
     trial = runner([[0.0], []], epochs=1)
     assert not stopped_after(Field(num_folds=2, max_epochs=1), trial, folds=rule)
 
 
-@pytest.mark.parametrize("rule", ["racing", "median", "percentile", "asha", "hyperband", "patience"])
+@pytest.mark.parametrize("rule", ["median", "percentile", "asha", "hyperband", "patience"])
 def test_the_first_trial_is_never_stopped_in_a_fold(rule: str) -> None:
     assert not stopped_in(Field(num_folds=1, max_epochs=9), runner([[0.0] * 4], epochs=9), 0, 4, epochs=rule)
-
-
-# Racing
-
-
-def search(seed: int, num_trials: int = 30, *, num_folds: int = 5, noise: float = 0.01) -> np.ndarray:
-    """(trials, folds): scores of a level for each trial, an effect for each fold, and noise."""
-    rng = np.random.default_rng(seed)
-    levels, folds = rng.normal(0.9, 0.02, (num_trials, 1)), rng.normal(0, 0.01, num_folds)
-    return levels + folds + rng.normal(0, noise, (num_trials, num_folds))
-
-
-def field_of_scores(scores: np.ndarray) -> Field:
-    return field_of(*[[[score] for score in row] for row in scores], epochs=1)
-
-
-def seen(scores: np.ndarray, count: int, **changes: Any) -> Runner:
-    """A trial after its first `count` folds."""
-    return runner([[score] for score in scores[:count]] + [[]] * (len(scores) - count), epochs=1, **changes)
-
-
-def test_the_mixed_model_finds_what_the_scores_were_made_of() -> None:
-    """Over many searches: the noise, and the effects of the folds."""
-    noises, errors = [], []
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        effects = rng.normal(0, 0.02, 5)
-        scores = 0.9 + rng.normal(0, 0.01, (40, 1)) + effects + rng.normal(0, 0.005, (40, 5))
-        field = field_of_scores(scores)
-        assert field.incumbent is not None
-        model = fit(field.finals, field.incumbent)
-        noises.append(math.sqrt(model.noise_variance))
-        errors.append(np.abs((model.fold - model.fold.mean()) - (effects - effects.mean())).max())
-    assert 0.004 < float(np.median(noises)) < 0.006
-    assert float(np.median(errors)) < 0.003
-
-
-@pytest.mark.parametrize("num_folds", [3, 5, 10])
-@pytest.mark.parametrize("count", [1, 2])
-def test_the_chance_that_is_said_comes_true_about_as_often(num_folds: int, count: int) -> None:
-    """Over 150 searches of exchangeable trials: those said to have a chance of 5 to 40 % win in about that share."""
-    said, won = [], []
-    for seed in range(150):
-        scores = search(seed, num_folds=num_folds)
-        field = field_of_scores(scores[:20])
-        assert field.incumbent is not None
-        for row in scores[20:]:
-            chance = racing.chance_to_win(field, seen(row, count))
-            if chance is not None and 0.05 <= chance <= 0.4:
-                said.append(chance)
-                won.append(row.mean() > field.incumbent.mean)
-    assert len(said) > 25
-    assert abs(float(np.mean(said)) - float(np.mean(won))) < 0.12
-
-
-@pytest.mark.parametrize("effect", [-0.05, 0.05], ids=["hard", "easy"])
-def test_a_first_fold_unlike_the_others_misleads_little(effect: float) -> None:
-    """Every trial is seen on it and few on the others: trials that win are not taken for losers, nor the reverse."""
-    chances: dict[bool, list[float]] = {True: [], False: []}
-    for seed in range(30):
-        scores = search(seed, 40, noise=0.005)
-        scores[:, 0] += effect
-        field = field_of_scores(scores[:3])
-        for number, row in enumerate(scores[3:30], start=3):  # as a search has seen them: most on one fold
-            field.add([seen(row, 1, number=number)])
-        assert field.incumbent is not None
-        for row in scores[30:]:
-            chance = racing.chance_to_win(field, seen(row, 1))
-            chances[bool(row.mean() > field.incumbent.mean)].append(chance or 0.0)
-    assert float(np.median(chances[True])) > 0.5 > float(np.median(chances[False]))
-    assert float(np.quantile(chances[True], 0.1)) > 0.05, "not given up"
-
-
-def test_a_trial_far_behind_is_stopped_after_its_first_fold_and_one_ahead_goes_on() -> None:
-    scores = search(0)
-    field = field_of_scores(scores)
-    assert field.incumbent is not None
-    assert stopped_after(field, seen(field.incumbent.finals - 0.05, 1))
-    assert not stopped_after(field, seen(field.incumbent.finals + 0.01, 1))
-
-
-def test_a_trial_taken_up_again_goes_on_with_a_lesser_chance_than_a_new_one() -> None:
-    """A new one needs to be likelier than not to win, one that was worth a second look only `risk`."""
-    scores = search(1)
-    field = field_of_scores(scores)
-    for behind in np.linspace(0, 0.05, 200):
-        assert field.incumbent is not None
-        trial = seen(field.incumbent.finals - behind, 2)
-        chance = racing.chance_to_win(field, trial)
-        if chance is not None and 0.15 < chance < 0.45:
-            break
-    else:
-        pytest.fail("no such trial")
-    assert stopped_after(field, trial)
-    field.add([trial])
-    assert not stopped_after(field, trial)
-    assert stopped_after(field, trial, risk=0.46)
-
-
-def test_the_likeliest_of_the_paused_trials_is_looked_at_again_unless_none_has_a_chance() -> None:
-    scores = search(2)
-    field = field_of_scores(scores)
-    assert racing.worth_a_second_look(field, risk=0.1) is None, "none is paused"
-    ahead = field.incumbent
-    assert ahead is not None
-    field.add([seen(ahead.finals - 0.5, 1, number=50)])
-    assert racing.worth_a_second_look(field, risk=0.1) is None
-    field.add([seen(ahead.finals + by, 1, number=60 + index) for index, by in enumerate((0.0, 0.02, -0.01))])
-    found = racing.worth_a_second_look(field, risk=0.1)
-    assert found is not None and found[0].number == 61
-    other = racing.worth_a_second_look(field, {61}, risk=0.1)
-    assert other is not None and other[0].number == 60
-
-
-def curves(seed: int, num_trials: int, *, epochs: int = 8) -> list[Curves]:
-    """Trials of two folds whose curves rise to their level, those of the bad ones to a lower one."""
-    rng = np.random.default_rng(seed)
-    rise = 1 - 0.5 ** np.arange(1, epochs + 1)
-    return [
-        [list(level * rise + rng.normal(0, 0.003, epochs)) for _ in range(2)]
-        for level in rng.choice([0.9, 0.89, 0.5], num_trials)
-    ]
-
-
-def test_a_curve_like_those_that_came_to_little_is_given_up_in_the_middle_of_the_first_fold() -> None:
-    field = field_of(*curves(0, 30), epochs=8)
-    bad, good = ([list(level * (1 - 0.5 ** np.arange(1.0, 9.0)))[:4], []] for level in (0.5, 0.91))
-    assert stopped_in(field, runner(bad, epochs=8), 0, 4)
-    assert not stopped_in(field, runner(good, epochs=8), 0, 4)
-    assert not stopped_in(field, runner([bad[0][:3], []], epochs=8), 0, 3), "half of the first fold is watched"
-
-
-def test_a_later_fold_is_not_judged_before_it_ends() -> None:
-    field = field_of(*curves(0, 30), epochs=8)
-    [first, _], bad = curves(1, 1)[0], [0.01] * 6
-    assert not stopped_in(field, runner([first, bad], epochs=8), 1, 6)
-
-
-def test_a_few_trials_that_failed_are_no_proof_that_the_next_one_does() -> None:
-    rise = 1 - 0.5 ** np.arange(1, 9)
-    ahead, failed = [list(0.9 * rise)] * 2, [list(0.5 * rise), []]
-    half = runner([failed[0][:4], []], epochs=8)
-    assert not stopped_in(field_of(ahead, failed, epochs=8), half, 0, 4)
-    assert stopped_in(field_of(ahead, *[failed] * 9, epochs=8), half, 0, 4)
-
-
-def test_a_decision_does_not_take_longer_the_longer_a_study_is() -> None:
-    """The model is fitted to so many trials at most, whichever were the best."""
-    scores = search(3, 2000)
-    field = field_of_scores(scores)
-    assert field.incumbent is not None
-    best = scores[np.argsort(-scores.mean(axis=1))[: mixed_model.MAX_TRIALS]]
-    assert fit(field.finals, field.incumbent).noise_variance == fit(best, field.incumbent).noise_variance
 
 
 # What a study may say
@@ -382,7 +217,8 @@ def test_a_decision_does_not_take_longer_the_longer_a_study_is() -> None:
     ("config", "named"),
     [
         ({"percentile": 10.0}, "stopping.percentile is for the rule percentile"),
-        ({"epochs": "none", "folds": "none", "risk": 0.2}, "stopping.risk is for the rule dominance or racing"),
+        ({"folds": "none", "risk": 0.2}, "stopping.risk is for the rule dominance"),
+        ({"folds": "median", "keep": 0.5}, "stopping.keep is for the rule halving"),
         ({"epochs": "median", "min_epochs": 2}, "stopping.min_epochs is for the rule asha or hyperband"),
     ],
 )
