@@ -1,7 +1,8 @@
 """What a sampler learns from: completed trials, stopped ones with the value they were told, or part of a long study.
 
 Optuna's samplers leave stopped trials out, or (TPE) take any completed trial, even the worst, for better than them. A
-stopped trial here was told what it is estimated to have come to (hpo/pruning.py), so it counts as one that scored that.
+stopped trial here counts as one that scored what it is estimated to come to, beside the best trial of now: what it was
+told as, perhaps before any was complete, is not comparable.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from optuna.study import Study, StudyDirection
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.step_axis import StepAxis
+from hpo.stopping.field import estimate
 from hpo.tally import ESTIMATE, REVIVES
 
 Space: TypeAlias = dict[str, BaseDistribution]
@@ -26,20 +29,21 @@ NUM_GOOD = 25
 """So many trials at most are good ones to Optuna's TPE (its ``default_gamma``); all others are the rest."""
 TOLD = (TrialState.COMPLETE, TrialState.PRUNED)
 
-_stopped: WeakKeyDictionary[Study, dict[int, FrozenTrial]] = WeakKeyDictionary()
-"""Of each study, its stopped trials as completed ones, by number: they do not change any more."""
+_stopped: WeakKeyDictionary[Study, dict[int, tuple[int, FrozenTrial]]] = WeakKeyDictionary()
+"""Of each study, its stopped trials as completed ones, by number; and that of the best trial beside which they were
+estimated, -1 without one. They do not change as long as that is the best."""
 
 
 class HistorySampler(BaseSampler):
-    """`sampler`, to which a stopped trial is one that scored its estimate; for one trial.
+    """`sampler`, to which a stopped trial is one that scored its estimate on this `axis`; for one trial.
 
     With `max_history` it sees the best `NUM_GOOD` trials and the newest others, `max_history` in all. The good trials
     are then those of an unbounded TPE as long as `max_history` is ten times `NUM_GOOD`; the rest, which TPE weighs less
     the older they are, lose their oldest.
     """
 
-    def __init__(self, sampler: BaseSampler, max_history: int | None = None) -> None:
-        self._sampler, self._max_history = sampler, max_history
+    def __init__(self, sampler: BaseSampler, axis: StepAxis, max_history: int | None = None) -> None:
+        self._sampler, self._axis, self._max_history = sampler, axis, max_history
         self._view: Study | None = None
 
     def reseed_rng(self) -> None:
@@ -50,7 +54,8 @@ class HistorySampler(BaseSampler):
         """Choose what the sampler sees; of a trial that was taken up again, the later part."""
         every = study.get_trials(deepcopy=False)
         replaced = {each.user_attrs[REVIVES] for each in every if each.state in TOLD and REVIVES in each.user_attrs}
-        trials = [_as_completed(study, each) for each in every if each.number not in replaced]
+        ahead = _ahead(study, every)
+        trials = [_as_completed(study, each, self._axis, ahead) for each in every if each.number not in replaced]
         if self._max_history is not None:
             trials = best_and_newest(trials, self._max_history, study.direction)
         if isinstance(self._sampler, GPSampler):
@@ -89,16 +94,29 @@ class _View:
         return [trial for trial in self._trials if states is None or trial.state in states]
 
 
-def _as_completed(study: Study, trial: FrozenTrial) -> FrozenTrial:
+def _ahead(study: Study, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """The best trial that is complete and violates no constraint; None with several objectives."""
+    if study._is_multi_objective():
+        return None
+    choose = max if study.direction is StudyDirection.MAXIMIZE else min
+    return choose(filter(_is_valid, trials), key=lambda trial: trial.values[0], default=None)
+
+
+def _as_completed(study: Study, trial: FrozenTrial, axis: StepAxis, ahead: FrozenTrial | None) -> FrozenTrial:
     """A stopped `trial` that was told a value, or has an estimate of each, as one that was completed with it."""
     values = trial.values or trial.user_attrs.get(ESTIMATE)
     if trial.state is not TrialState.PRUNED or values is None:
         return trial
-    known = _stopped.setdefault(study, {})
-    if trial.number not in known:
-        known[trial.number] = copy.copy(trial)
-        known[trial.number].state, known[trial.number].values = TrialState.COMPLETE, values
-    return known[trial.number]
+    known, beside = _stopped.setdefault(study, {}), -1 if ahead is None else ahead.number
+    if trial.number not in known or known[trial.number][0] != beside:
+        completed = copy.copy(trial)
+        completed.state, completed.values = TrialState.COMPLETE, values
+        if ahead is not None and trial.intermediate_values:
+            there = axis.curves(ahead.intermediate_values), ahead.values[0]
+            found = estimate(axis.curves(trial.intermediate_values), there)
+            completed.values = values if found is None else [found]
+        known[trial.number] = beside, completed
+    return known[trial.number][1]
 
 
 def with_common_constraints(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -1,51 +1,21 @@
-"""When a trial is stopped while it runs, and what a stopped trial is told as. The step axis means the same in every
-trial: (fold, epoch). The rules themselves are in hpo/stopping."""
+"""When a trial is stopped or paused while it runs, who goes on, and what a stopped trial is told as. The rules
+themselves are in hpo/stopping."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import optuna
 
+from hpo.step_axis import StepAxis
 from hpo.stopping import epoch_rule, fold_rule
-from hpo.stopping.field import Field, Runner
+from hpo.stopping.field import Field, Runner, estimate
 from hpo.stopping.halving import Halving
 from hpo.study import IDENTITY
 from hpo.study_config import StoppingConfig
 from hpo.tally import Reported, tally_of
-
-
-@dataclass(frozen=True, slots=True)
-class StepAxis:
-    """(fold, epoch) as Optuna's one integer step: fold x `max_epochs` + epoch, epochs counted from 1."""
-
-    max_epochs: int
-    """Of the study's longest trial."""
-    num_folds: int
-
-    def step(self, fold: int, epoch: int) -> int:
-        """The step of the value after `epoch` finished epochs of `fold`."""
-        return fold * self.max_epochs + epoch
-
-    @property
-    def verdict(self) -> int:
-        """The step after all others: what a stopped trial is estimated to have come to."""
-        return self.num_folds * self.max_epochs + 1
-
-    def fold(self, step: int) -> int:
-        """The fold that `step` is of; for the verdict, the number of folds."""
-        return (step - 1) // self.max_epochs
-
-    def curves(self, values: Mapping[int, float]) -> np.ndarray:
-        """(folds, epochs): values by step, without the verdict, NaN where there is none."""
-        flat = np.full(self.num_folds * self.max_epochs, np.nan)
-        for step, value in values.items():
-            if step < self.verdict:
-                flat[step - 1] = value
-        return flat.reshape(self.num_folds, self.max_epochs)
 
 
 def axis_of(study: optuna.Study) -> StepAxis:
@@ -137,21 +107,11 @@ class Pruner:
         return self.judge(runner, fold, int(np.flatnonzero(seen[fold])[-1]) + 1)
 
     def estimate(self, runner: Runner) -> float | None:
-        """What a trial that was stopped is told as: the incumbent's mean and the mean difference to it.
-
-        The difference is taken where each fold was last seen, on the same fold at the same epoch, so that neither an
-        easy fold nor an early epoch counts for or against the trial. None when it has reported nothing.
-        """
+        """What a trial that was stopped is told as, by the best one that is complete; None when it reported nothing."""
         self._read_told()
-        rows = [(fold, np.flatnonzero(~np.isnan(curve))) for fold, curve in enumerate(runner.curves)]
-        last = [(fold, int(seen[-1])) for fold, seen in rows if len(seen)]
-        if not last:
-            return None
         ahead = self._field.incumbent
-        if ahead is None:
-            return self._sign * float(np.mean([runner.curves[at] for at in last]))
-        differences = [runner.curves[at] - _at(ahead, *at) for at in last]
-        return self._sign * float(ahead.mean + np.mean(differences))
+        found = estimate(runner.curves, None if ahead is None else (ahead.curves, ahead.mean))
+        return None if found is None else self._sign * found
 
     def until(self, num_epochs: int) -> tuple[int, ...]:
         """Epochs of each fold after which a new trial is paused; all of them without halving."""
@@ -230,9 +190,3 @@ class Pruner:
 def _promotion(halving: Halving, runner: Runner, rung: int) -> Promotion:
     epochs = runner.num_epochs
     return Promotion(number=runner.number, until=halving.until(rung, epochs), num_epochs=epochs)
-
-
-def _at(runner: Runner, fold: int, column: int) -> float:
-    """Its value in `fold` at that epoch, or at its last one when it trained for fewer."""
-    curve = runner.curves[fold, : column + 1]
-    return float(curve[~np.isnan(curve)][-1])

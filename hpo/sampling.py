@@ -24,6 +24,7 @@ from optuna.samplers import (
 from hpo.definition import StudyDefinition
 from hpo.history import HistorySampler
 from hpo.search_space import grid, sample
+from hpo.step_axis import StepAxis
 from training.config import flatten
 
 
@@ -71,7 +72,8 @@ def sampler_for(definition: StudyDefinition, done: int) -> BaseSampler:
     }
     sampler = build[config.name]()
     if config.name in ("tpe", "gp", "cmaes", "nsga2"):  # they learn
-        sampler = HistorySampler(sampler, config.max_history)
+        axis = StepAxis(definition.max_epochs, definition.job.cross_validation.num_splits)
+        sampler = HistorySampler(sampler, axis, config.max_history)
     return PartialFixedSampler(definition.pinned, sampler) if definition.pinned else sampler
 
 

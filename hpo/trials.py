@@ -24,8 +24,9 @@ from hpo.job import Job
 from hpo.ledger import SUCCEEDS, ledger_of
 from hpo.memory_check import CONSTRAINT, MemoryCheck
 from hpo.policy import Action, Policy, Tried, Verdict
-from hpo.pruning import Promotion, Pruner, StepAxis, is_audited
+from hpo.pruning import Promotion, Pruner, is_audited
 from hpo.spending import budget_of
+from hpo.step_axis import StepAxis
 from hpo.stopping.halving import Halving, epoch_rungs, fold_rungs
 from hpo.storage import artifact_store
 from hpo.study import (

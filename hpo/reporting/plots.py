@@ -13,10 +13,11 @@ from optuna.visualization import plot_intermediate_values, plot_parallel_coordin
 from plotly.graph_objects import Bar, Figure, Heatmap, Scatter
 
 from hpo.console import clean, number
-from hpo.pruning import StepAxis, axis_of
+from hpo.pruning import axis_of
 from hpo.reporting.calibration import Calibration
 from hpo.reporting.leaderboard import Standing
 from hpo.reporting.study_report import StudyReport
+from hpo.step_axis import StepAxis
 
 MAX_ROWS = 30
 """Trials in the plot of the leaderboard."""

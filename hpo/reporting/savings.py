@@ -11,8 +11,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.criteria import as_tuple, signs
-from hpo.pruning import StepAxis, axis_of
+from hpo.pruning import axis_of
 from hpo.reporting.summary import num_evaluated
+from hpo.step_axis import StepAxis
 from hpo.study import IDENTITY, is_feasible, trial_folder
 from hpo.tally import AUDIT, CONTINUES, DEVICE_SECONDS, FOLD_SCORES, SAMPLED
 from training.run_dir import RunDir

@@ -104,3 +104,27 @@ class Field:
         ]
         is_feasible = [self._told[root].is_feasible for root in self.roots]
         return np.where(is_feasible, np.mean(seen, axis=0), np.nan)
+
+
+def estimate(curves: Floats, ahead: tuple[Floats, float] | None) -> float | None:
+    """What a trial with these `curves` (folds, epochs) will come to: the mean of the one `ahead`, and the mean
+    difference to its curves.
+
+    The difference is taken where each fold was last seen, on the same fold at the same epoch, so that neither an easy
+    fold nor an early epoch counts for or against the trial. A plain mean without one ahead; None without any value.
+    """
+    rows = [(fold, np.flatnonzero(~np.isnan(curve))) for fold, curve in enumerate(curves)]
+    last = [(fold, int(seen[-1])) for fold, seen in rows if len(seen)]
+    if not last:
+        return None
+    differences = [] if ahead is None else [curves[at] - _at(ahead[0], *at) for at in last]
+    if ahead is None or np.isnan(differences).all():
+        return float(np.mean([curves[at] for at in last]))
+    return ahead[1] + float(np.nanmean(differences))
+
+
+def _at(curves: Floats, fold: int, column: int) -> float:
+    """The value in `fold` at that epoch, or at the last one of a training that was shorter; NaN where none is known."""
+    curve = curves[fold, : column + 1]
+    seen = curve[~np.isnan(curve)]
+    return float(seen[-1]) if len(seen) else float("nan")

@@ -110,9 +110,9 @@ def _waits(field: Field, means: Floats, rung: int, row: int) -> bool:
 
 
 def fold_rungs(num_folds: int) -> tuple[Rung, ...]:
-    """Half of the first fold, all of it, two folds, four, and so on up to half of all; and all of them."""
+    """Half of the first fold, all of it, two folds, four, and so on, and all of them."""
     counts = [1]
-    while 2 * counts[-1] <= num_folds / 2:
+    while 2 * counts[-1] < num_folds:
         counts.append(2 * counts[-1])
     counts += [num_folds] if num_folds > 1 else []
     whole = [(1.0,) * count + (0.0,) * (num_folds - count) for count in counts]

@@ -34,6 +34,18 @@ def spent(**known: Any) -> Spent:
             {"device_s": 7236.0},
             "device_hours of 2 is spent: 2.01; trials",
         ),
+        (
+            {"timeout": "90s"},
+            {"seconds": 30.0, "climb_s": 59.9},
+            {"seconds": 30.0, "climb_s": 60.0},
+            "budget.timeout of 90 s has room for those paused trials only that may still win; the same",
+        ),
+        (
+            {"device_hours": 2},
+            {"device_s": 3600.0, "climb_device_s": 3599.9},
+            {"device_s": 3600.0, "climb_device_s": 3600.0},
+            "device_hours of 2 has room for those paused trials only that may still win; trials",
+        ),
         ({"target": 0.9}, {"best_value": 0.899}, {"best_value": 0.9}, "target of 0.9 is reached: 0.9; trials in"),
         ({"patience": 3}, {"streak": 2}, {"streak": 3}, "patience is over: 3 trials in a row brought no significant"),
         ({"deadline": "9h"}, {}, {"has_time": False}, "budget.deadline of 32400 s leaves no time for another trial"),

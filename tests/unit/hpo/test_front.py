@@ -21,6 +21,7 @@ from hpo.price import price_of
 from hpo.reporting.summary import describe_front, describe_status
 from hpo.selection import chosen_trial
 from hpo.spending import FOLD_TIMES
+from hpo.step_axis import StepAxis
 from hpo.stopping.dominance import Racer
 from hpo.study import ask, open_study, trial_folder
 from hpo.study_config import StoppingConfig, StudyConfig
@@ -198,7 +199,7 @@ def test_a_stopped_trial_teaches_the_sampler_its_estimate_of_every_objective(stu
     study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs={ESTIMATE: [0.25, 12.0]}))
     study.add_trial(create_trial(state=TrialState.PRUNED))
     looking = Looking()
-    study.sampler = HistorySampler(looking)
+    study.sampler = HistorySampler(looking, StepAxis(1, 1))
     study.ask().suggest_float("x", 0.0, 1.0)
     assert looking.seen == {0: [0.5, 10.0], 1: [0.25, 12.0]}
     assert study.trials[1].state is TrialState.PRUNED

@@ -14,10 +14,13 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.history import NUM_GOOD, HistorySampler, best_and_newest, with_common_constraints
 from hpo.ledger import LedgerStorage
+from hpo.step_axis import StepAxis
 from hpo.study import ask, open_study
 from hpo.study_config import SamplerConfig
 from hpo.tally import REVIVES
 from tests.many_trials import add_finished_trials, define_six
+
+AXIS = StepAxis(2, num_folds=2)
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ def test_a_trial_that_violates_a_constraint_is_not_among_the_best() -> None:
 def test_gp_goes_on_where_only_some_trials_know_a_constraint(memory: LedgerStorage, directions: list[str]) -> None:
     study = optuna.create_study(storage=memory, directions=directions)
     for number in range(6):
-        study.sampler = HistorySampler(GPSampler(seed=0, n_startup_trials=2))
+        study.sampler = HistorySampler(GPSampler(seed=0, n_startup_trials=2), AXIS)
         trial = study.ask()
         lr = trial.suggest_float("lr", 0.0, 1.0)
         if number % 2:  # predicted on another machine
@@ -102,6 +105,39 @@ def test_a_bound_is_for_tpe_and_leaves_room_to_model() -> None:
         SamplerConfig(max_history=100, startup_trials=101)
 
 
+def seen_by_sampler(study: optuna.Study) -> list[tuple[int, str, float | None]]:
+    """Number, state and value of the finished trials."""
+    seen: list[tuple[int, str, float | None]] = []
+
+    class Looks(optuna.samplers.RandomSampler):
+        def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
+            trials = study._get_trials(deepcopy=False)
+            seen.extend((each.number, each.state.name, each.value) for each in trials if each.state.is_finished())
+            return {}
+
+    study.sampler = HistorySampler(Looks(), AXIS)
+    study.ask().suggest_float("x", 0.0, 1.0)
+    return seen
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_what_was_stopped_before_any_trial_was_complete_is_estimated_beside_the_best_one_of_now(sign: float) -> None:
+    """Half of its first fold scored 0.5, where what came to 0.9 in the end had 0.6."""
+    study = optuna.create_study(direction="maximize" if sign > 0 else "minimize")
+
+    def told(state: TrialState, value: float, *values: float) -> None:
+        curve = {step: sign * each for step, each in enumerate(values, start=1)}
+        study.add_trial(create_trial(state=state, value=sign * value, intermediate_values=curve))
+
+    told(TrialState.PRUNED, 0.5, 0.5)
+    assert seen_by_sampler(study) == [(0, "COMPLETE", sign * 0.5)]
+    told(TrialState.COMPLETE, 0.8, 0.6, 0.8, 0.6, 0.8)
+    told(TrialState.COMPLETE, 0.9, 0.6, 0.9, 0.7, 0.9)
+    assert seen_by_sampler(study)[0] == (0, "COMPLETE", pytest.approx(sign * 0.8))
+    told(TrialState.COMPLETE, 0.95, 0.4, 0.9, 0.8, 1.0)
+    assert seen_by_sampler(study)[0] == (0, "COMPLETE", pytest.approx(sign * 1.05)), "beside another best one"
+
+
 def test_a_stopped_trial_counts_as_one_that_scored_its_estimate_unless_it_was_taken_up_again() -> None:
     study = optuna.create_study(direction="maximize")
     for value, state, attributes in (
@@ -112,15 +148,6 @@ def test_a_stopped_trial_counts_as_one_that_scored_its_estimate_unless_it_was_ta
         (0.7, TrialState.COMPLETE, {REVIVES: 3}),
     ):
         study.add_trial(create_trial(state=state, value=value, user_attrs=attributes))
-    seen: list[list[tuple[int, str, float | None]]] = []
-
-    class Looks(optuna.samplers.RandomSampler):
-        def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
-            trials = study._get_trials(deepcopy=False)
-            seen.append([(each.number, each.state.name, each.value) for each in trials if each.state.is_finished()])
-            return {}
-
-    study.sampler = HistorySampler(Looks())
-    study.ask().suggest_float("x", 0.0, 1.0)
-    assert seen == [[(0, "COMPLETE", 0.5), (1, "COMPLETE", 0.4), (2, "PRUNED", None), (4, "COMPLETE", 0.7)]]
+    seen = [(0, "COMPLETE", 0.5), (1, "COMPLETE", 0.4), (2, "PRUNED", None), (4, "COMPLETE", 0.7)]
+    assert seen_by_sampler(study) == seen
     assert [trial.state.name for trial in study.trials[:3]] == ["COMPLETE", "PRUNED", "PRUNED"], "only to the sampler"

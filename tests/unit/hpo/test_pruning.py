@@ -12,7 +12,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from hpo.definition import StudyDefinition
-from hpo.pruning import Pruner, StepAxis, is_audited
+from hpo.pruning import Pruner, is_audited
+from hpo.step_axis import StepAxis
 from hpo.stopping.field import Runner
 from hpo.stopping.halving import Halving, fold_rungs
 from hpo.study_config import StoppingConfig, StudyConfig

@@ -14,8 +14,9 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
-from hpo.pruning import Pruner, StepAxis
+from hpo.pruning import Pruner
 from hpo.reporting.summary import describe_status
+from hpo.step_axis import StepAxis
 from hpo.storage import open_storage
 from hpo.study import (
     FAILURE,
