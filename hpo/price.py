@@ -14,6 +14,7 @@ from hpo.identity import identity_differences
 from hpo.spending import EPOCHS, budget_of, fold_times
 from hpo.study import IDENTITY, load_study, study_names
 from hpo.tally import tally_of
+from hpo.trials import halving_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,11 +29,11 @@ class Measured:
     device_hours: float
     """Of the whole budget, if no trial is stopped."""
     saved: float
-    """The part of that which the trials finished so far have spared, by being stopped."""
+    """The part of that which stopping spares: by the plan of halving, else as it did for the trials finished so far."""
 
     @property
     def expected_device_hours(self) -> float:
-        """Of the whole budget, if stopping spares as much as it did."""
+        """Of the whole budget, if stopping spares as much as that."""
         return self.device_hours * (1 - self.saved)
 
 
@@ -97,11 +98,12 @@ def _measure(study: optuna.Study, definition: StudyDefinition, jobs: int) -> Mea
     fold_device_s = fmean(time.seconds * time.num_devices for time in times)
     tally = tally_of(study)
     num_trials = len({reported.root for reported in tally.reported()})
-    whole_s = num_trials * definition.job.cross_validation.num_splits * fold_device_s
+    whole_s, halving = num_trials * definition.job.cross_validation.num_splits * fold_device_s, halving_of(definition)
+    spared = max(0.0, 1 - tally.device_seconds() / whole_s) if whole_s else 0.0
     return Measured(
         study=study.study_name,
         num_folds=len(times),
         fold_s=median(time.seconds for time in times),
         device_hours=jobs * fold_device_s / HOUR_S,
-        saved=max(0.0, 1 - tally.device_seconds() / whole_s) if whole_s else 0.0,
+        saved=spared if halving is None else 1 - halving.share(budget_of(definition).total),
     )

@@ -423,7 +423,7 @@ def _price_rows(cost: Price) -> Iterator[tuple[str, Any]]:
     yield "measured", f"{duration(measured.fold_s)} a fold ({measured.num_folds} folds of study {measured.study})"
     yield "device-hours", f"{measured.device_hours:.3g} when no trial is stopped"
     if measured.saved:
-        expected = f"{measured.expected_device_hours:.3g} when stopping saves as much as it did"
+        expected = f"{measured.expected_device_hours:.3g} with what stopping saves"
         yield "", f"{expected} ({measured.saved:.0%})"
 
 

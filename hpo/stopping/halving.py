@@ -79,6 +79,12 @@ class Halving:
         steps = [sum(self.until(rung + 1, epochs)) - sum(self.until(rung, epochs)) for rung in range(len(places))]
         return sum(count * step for count, step in zip(places, steps, strict=True))
 
+    def share(self, count: int) -> float:
+        """What `count` trials train of all their folds, those apart that go on early and are overtaken."""
+        steps = [sum(rung) - sum(before) for before, rung in zip(self.rungs, self.rungs[1:], strict=False)]
+        climbed = sum(self._num_promoted(rung, count) * step for rung, step in enumerate(steps))
+        return (count * sum(self.rungs[0]) + climbed) / (count * len(self.rungs[0]))
+
     def _num_promoted(self, rung: int, count: int) -> int:
         """Of `count` trials, how many go on from this rung."""
         return math.ceil(self.keep ** (rung + 1) * count - 1e-9)

@@ -222,6 +222,7 @@ def test_what_promotions_would_still_take_is_what_they_take() -> None:
     climb(field, is_end=True)
     assert int((~np.isnan(field.curves)).sum()) - before == expected
     assert HALVING.epochs_to_climb(field, EPOCHS) == 0
+    assert HALVING.share(FIRST) == int((~np.isnan(field.curves)).sum()) / field.curves.size
 
 
 def leave_checkpoint(trial: Path, fold: int, size: int) -> None:
