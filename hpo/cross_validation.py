@@ -215,9 +215,8 @@ class Folds:
 
     def share_trained(self, fold: int, result: TrialResult) -> float | None:
         """Of a fold's epochs, the part that its job has trained; None where it did not train all that it was to."""
-        is_through = result.status is JobStatus.COMPLETE or (
-            result.status is JobStatus.STOPPED and self._is_at_rung(fold)
-        )
+        is_paused = result.status is JobStatus.STOPPED and self._is_at_rung(fold)
+        is_through = is_paused or result.status is JobStatus.COMPLETE
         return len(self._next[fold]) / self.config.training.epochs if is_through and self._next[fold] else None
 
     def _is_at_rung(self, fold: int) -> bool:

@@ -312,6 +312,10 @@ def _fidelity_problems(config: StudyConfig, job: JobConfig, written: Layer) -> I
     if "epochs" in config.stopping.model_fields_set and config.stopping.epochs != "none":
         place = written.place_of(("stopping", "epochs"))
         yield Problem(place=place, message="stopping.epochs: fidelity decides inside folds; leave this out")
+    for key, instead in (("keep", "epochs.eta"), ("disk", "disk")):
+        if getattr(config.stopping, key) != type(config.stopping).model_fields[key].default:
+            message = f"stopping.{key}: fidelity halves by its own rungs; write fidelity.{instead} instead"
+            yield Problem(place=written.place_of(("stopping", key)), message=message)
 
 
 def _rung_problems(config: StudyConfig, job: JobConfig, written: Layer, settings: Layer) -> Iterator[Problem]:

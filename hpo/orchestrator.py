@@ -375,16 +375,20 @@ class Sweep:
     def _spent(self) -> Spent:
         """By the study and its other processes, and by the jobs that run here."""
         so_far, seconds = spent(self._study, self._definition), self._clock() - self._started
-        is_queued = tally_of(self._study).states()[OptunaState.WAITING] > 0  # and may have little left to train
-        has_time = self._deadline.fits(None, 1 if is_queued else self._trials.first_epochs)
+        has_time = self._deadline.fits(None, 1 if self._is_one_queued else self._trials.first_epochs)
         device_s = so_far.device_s + self._meter.running_s
         return replace(so_far, device_s=device_s, seconds=seconds, has_time=has_time)
 
+    @property
+    def _is_one_queued(self) -> bool:
+        """Whether a trial waits; it may have little left to train."""
+        return tally_of(self._study).states()[OptunaState.WAITING] > 0
+
     def _with_climb(self, so_far: Spent) -> Spent:
-        """And what promotions will take when no more trials are asked for."""
+        """And what promotions will take when no more trials are asked for; a trial that waits was begun before."""
         epochs, side_by_side = self._trials.epochs_to_climb, self._resources.max_trials
         epoch_s = self._deadline.expected_s(None, 1)
-        if not epochs or epoch_s is None:
+        if not epochs or epoch_s is None or self._is_one_queued:
             return so_far
         has_time = so_far.has_time and self._deadline.fits(None, self._trials.first_epochs + epochs / side_by_side)
         climb_s, device_s = epochs * epoch_s / side_by_side, epochs * epoch_s * self._meter.num_devices

@@ -131,14 +131,14 @@ class Pruner:
         waiting = [each for each in halving.waiting(self._field) if each.number not in aside]
         last = len(halving.rungs) - 1
         if on_target := next((each for each in waiting if self._seems_to_reach_target(each)), None):
-            return _promotion(halving, on_target, last)
+            return _to(on_target, halving, last)
         if found := halving.promotable(self._field, aside, is_end=is_end):
-            return _promotion(halving, *found)
+            return _to(found[0], halving, found[1])
         audited = [each for each in waiting if is_audited(each.root, self._audit, seed=self._seed)]
         ahead = self._field.incumbent
         if not is_end or not audited or ahead is None:
             return None
-        return replace(_promotion(halving, audited[0], last), to_beat=self._sign * ahead.mean)
+        return replace(_to(audited[0], halving, last), to_beat=self._sign * ahead.mean)
 
     def _seems_to_reach_target(self, runner: Runner) -> bool:
         estimate = None if self._target is None else self.estimate(runner)
@@ -187,6 +187,6 @@ class Pruner:
         )
 
 
-def _promotion(halving: Halving, runner: Runner, rung: int) -> Promotion:
+def _to(runner: Runner, halving: Halving, rung: int) -> Promotion:
     epochs = runner.num_epochs
     return Promotion(number=runner.number, until=halving.until(rung, epochs), num_epochs=epochs)

@@ -311,6 +311,10 @@ def no_completed_trial(study: optuna.Study) -> NoBestTrialError:
     """There is none to choose from."""
     name, found, finished = study.study_name, kinds(failures_of(study)), num_finished(study)
     text = f"study '{name}' has no completed trial yet{that_keeps(study)}"
+    paused = {each.root for each in tally_of(study).reported() if each.is_paused}
+    if not found and paused:
+        go_on = f"hpo sweep --study {name} --trials {finished} takes the best of them to its end"
+        return NoBestTrialError(f"{text}, and {len(paused)} that are paused; {go_on}")
     if not found:
         return NoBestTrialError(f"{text}; see hpo status")
     asked = (study.user_attrs.get(DEFINITION) or {}).get("study", {}).get("budget", {}).get("trials", 0)
@@ -371,7 +375,7 @@ def interrupt(study: optuna.Study, number: int, **attributes: Any) -> bool:
 def revive(study: optuna.Study, number: int, **attributes: Any) -> bool:
     """Queue another trial that goes on with a stopped one, unless another process has. Returns whether it did."""
     trial = _trial(study, number)
-    successor = successor_of(trial, **{REVIVES: number, RETRIES: 0, **attributes})
+    successor = successor_of(trial, **{REVIVES: number, RETRIES: 0, LOSSES: (0, 0), **attributes})
     return successor is not None and ledger_of(study).succeed(trial._trial_id, successor)
 
 

@@ -90,6 +90,7 @@ def test_a_sweep_that_goes_on_promotes_among_all_trials(halving: Path) -> None:
         ("fidelity: {epochs: {min: 9}}", "fidelity.epochs.min 9 must be below training.epochs 9"),
         ("fidelity: {epochs: {min: 1, max: 4}}", "fidelity.epochs.max 4 is not training.epochs 9"),
         ("stopping: {epochs: median}", "stopping.epochs: fidelity decides inside folds"),
+        ("stopping: {keep: 0.5}", "stopping.keep: fidelity halves by its own rungs; write fidelity.epochs.eta instead"),
     ],
 )
 def test_what_does_not_go_with_fidelity_is_refused(halving: Path, written: str, says: str) -> None:

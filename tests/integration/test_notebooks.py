@@ -103,7 +103,7 @@ def test_the_local_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "valid" in shown_by("!hpo validate")
     assert "2/2 trials" in shown_by("!hpo sweep")
     assert "optimizer.lr" in shown_by('"best"')
-    assert shown_by("load_study").count("COMPLETE") == 2
+    assert shown_by("load_study").count("COMPLETE") == 1, "the better one of two was trained to its end"
     assert re.search("image/png|matplotlib is not installed", shown_by("plot.scatter"))
     assert re.search(r"scored on +test split", shown_by("!hpo train-best"))
 

@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 
 from hpo.errors import NoBestTrialError
 from hpo.study import ask, best_trial, best_value, open_study
+from hpo.tally import PAUSED
 from tests.unit.hpo.study.definitions import define
 
 
@@ -27,5 +28,19 @@ def test_the_best_trial_is_the_best_completed_one(storage: RDBStorage) -> None:
 def test_without_a_completed_trial_there_is_no_best_one(memory: RDBStorage) -> None:
     study = open_study(define(), memory)
     study.tell(ask(study, define())[0], state=TrialState.PRUNED)
-    with pytest.raises(NoBestTrialError, match="study 'demo' has no completed trial yet"):
+    with pytest.raises(NoBestTrialError, match="study 'demo' has no completed trial yet; see hpo status"):
+        best_trial(study)
+
+
+def test_where_trials_are_only_paused_it_says_how_the_best_of_them_comes_to_its_end(memory: RDBStorage) -> None:
+    study = open_study(define(), memory)
+    for _ in range(2):
+        trial, _ = ask(study, define())
+        trial.report(0.5, 1)
+        trial.set_user_attr(PAUSED, True)
+        study.tell(trial, state=TrialState.PRUNED)
+    told = (
+        "no completed trial yet, and 2 that are paused; hpo sweep --study demo --trials 2 takes the best of them to its"
+    )
+    with pytest.raises(NoBestTrialError, match=told):
         best_trial(study)

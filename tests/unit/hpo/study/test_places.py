@@ -46,6 +46,7 @@ def test_a_stopped_trial_is_taken_up_in_its_own_place(storage: RDBStorage) -> No
     assert taken is not None
     trial, repeated = taken
     assert (trial.number, repeated, places_taken(study), num_finished(study)) == (1, params, 1, 1)
+    assert trial.user_attrs["hpo:losses"] == [0, 0], "processes that were lost before it was stopped are forgotten"
     study.tell(trial, 0.7)
     assert (places_taken(study), num_finished(study)) == (1, 1)
     assert not revive(study, 0)
