@@ -92,9 +92,13 @@ class FrontRace:
     def promotable(self, *, is_end: bool) -> None:
         """There is no halving with several objectives."""
 
-    def paused(self, total: int) -> tuple[list[int], list[int]]:
+    def hopeless(self, total: int) -> list[int]:
         """No trial."""
-        return [], []
+        return []
+
+    def waiting(self) -> list[int]:
+        """No trial."""
+        return []
 
     def _read_told(self) -> None:
         """Add the trials told since the last time; ours is not told yet."""

@@ -128,20 +128,20 @@ class Pruner:
         return self._asked[1]
 
     def _promotion(self, halving: Halving, aside: set[int], is_end: bool) -> Promotion | None:
-        waiting = [each for each in halving.waiting(self._field) if each.number not in aside]
-        last = len(halving.rungs) - 1
-        if on_target := next((each for each in waiting if self._seems_to_reach_target(each)), None):
+        last, ahead = len(halving.rungs) - 1, self._field.incumbent
+        waiting = (each for each in halving.waiting(self._field) if each.number not in aside)
+        if self._target is not None and (on_target := next(filter(self._seems_to_reach_target, waiting), None)):
             return _to(on_target, halving, last)
         if found := halving.promotable(self._field, aside, is_end=is_end):
             return _to(found[0], halving, found[1])
-        audited = [each for each in waiting if is_audited(each.root, self._audit, seed=self._seed)]
-        ahead = self._field.incumbent
-        if not is_end or not audited or ahead is None:
+        if not is_end or ahead is None:
             return None
-        return replace(_to(audited[0], halving, last), to_beat=self._sign * ahead.mean)
+        waiting = (each for each in halving.waiting(self._field) if each.number not in aside)
+        audited = next((each for each in waiting if is_audited(each.root, self._audit, seed=self._seed)), None)
+        return None if audited is None else replace(_to(audited, halving, last), to_beat=self._sign * ahead.mean)
 
     def _seems_to_reach_target(self, runner: Runner) -> bool:
-        estimate = None if self._target is None else self.estimate(runner)
+        estimate = self.estimate(runner)
         return estimate is not None and self._sign * (estimate - (self._target or 0.0)) >= 0
 
     @property
@@ -152,14 +152,15 @@ class Pruner:
         self._read_told()
         return self._halving.epochs_to_climb(self._field, self._axis.max_epochs)
 
-    def paused(self, total: int) -> tuple[list[int], list[int]]:
-        """Numbers of the trials paused at a rung: those that no result of `total` trials could promote any more, and
-        all, the least promising first."""
-        if self._halving is None:
-            return [], []
+    def hopeless(self, total: int) -> list[int]:
+        """Numbers of the trials paused at a rung that no result of `total` trials could promote any more."""
         self._read_told()
-        hopeless, waiting = self._halving.hopeless(self._field, total), self._halving.waiting(self._field)
-        return [each.number for each in hopeless], [each.number for each in waiting]
+        return [] if self._halving is None else [each.number for each in self._halving.hopeless(self._field, total)]
+
+    def waiting(self) -> list[int]:
+        """Numbers of the trials paused at a rung, the least promising first."""
+        self._read_told()
+        return [] if self._halving is None else [each.number for each in self._halving.waiting(self._field)]
 
     def to_beat(self, runner: Runner) -> float | None:
         """The value of the best trial that ran all its folds, if there is one; the same for every `runner`."""

@@ -95,8 +95,11 @@ class Judge(Protocol):
     def epochs_to_climb(self) -> int:
         """Epochs, over all folds, that promotions would take if no other trial came."""
 
-    def paused(self, total: int) -> tuple[list[int], list[int]]:
-        """Numbers of the trials paused at a rung: those that cannot be promoted any more, and all."""
+    def hopeless(self, total: int) -> list[int]:
+        """Numbers of the trials paused at a rung that no result of `total` trials could promote any more."""
+
+    def waiting(self) -> list[int]:
+        """Numbers of the trials paused at a rung, the least promising first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,12 +310,11 @@ class Trials:
 
     def _forget_checkpoints(self) -> None:
         """Those of paused trials that cannot be promoted any more, and of the worst above ``disk``."""
-        hopeless, waiting = self._judge.paused(budget_of(self._definition).total)
         folder, config = folder_of(self._study), self._definition.config
-        for each in hopeless:
+        for each in self._judge.hopeless(budget_of(self._definition).total):
             forget_checkpoints(folder / folder_name(each))
         if limit := config.fidelity.disk if config.fidelity else config.stopping.disk:
-            make_room([folder / folder_name(each) for each in waiting], limit)
+            make_room([folder / folder_name(each) for each in self._judge.waiting()], limit)
 
     def _keep_violations(self, trial: optuna.Trial, folds: Folds) -> str:
         """Tell the sampler how far the trial keeps each constraint. Which it violates, for people; "" for none."""

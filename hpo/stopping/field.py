@@ -62,6 +62,8 @@ class Field:
         """(trials, folds)"""
         self.num_epochs = np.empty(0, dtype=np.int64)
         """(trials,): of each fold."""
+        self.is_paused = np.empty(0, dtype=bool)
+        """(trials,): whether it waits for a promotion, which one that violates a constraint does not."""
         self.roots: list[int] = []
         self.num_added = 0
         self._told: dict[int, Runner] = {}
@@ -80,6 +82,8 @@ class Field:
         self.curves = np.concatenate([self.curves[kept], [runner.curves for runner in new.values()]])
         self.finals = np.concatenate([self.finals[kept], [runner.finals for runner in new.values()]])
         self.num_epochs = np.concatenate([self.num_epochs[kept], [runner.num_epochs for runner in new.values()]])
+        paused = [runner.is_paused and runner.is_feasible for runner in new.values()]
+        self.is_paused = np.concatenate([self.is_paused[kept], np.array(paused, dtype=bool)])
         self.roots = [*(self.roots[row] for row in kept), *new]
         self.num_added += len(runners)
         self._told |= new

@@ -14,12 +14,14 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpo.stopping.field import Field, Floats, Runner, epochs_of
 
 FIRST, GROWTH = 10, 4
 """Trials at the first rung when places are given away for the first time, and times as many for each next time."""
 
+Rows = NDArray[np.int64]
 Rung = tuple[float, ...]
 """By fold, the share of its epochs that is trained; 0 of one that is not begun."""
 
@@ -48,12 +50,13 @@ class Halving:
         means = self._means(field)
         count = int((~np.isnan(means[0])).sum())
         settled = count if is_end else _settled(count)
-        first = {*sorted(map(int, np.flatnonzero(~np.isnan(means[0]))), key=field.roots.__getitem__)[:settled]}
+        last = np.sort(np.array(field.roots)[~np.isnan(means[0])])[settled - 1] if settled else -1
+        means[:, np.array(field.roots, dtype=int) > last] = np.nan  # those after the first `settled`
         for rung in range(len(self.rungs) - 1):
-            ranked = _ranked(field, means[rung], first)
-            for row in ranked[: min(self._num_promoted(rung, settled), math.ceil(self.keep * len(ranked)))]:
-                runner = field.runner(row)
-                if _waits(field, means, rung, row) and runner.number not in aside:
+            ranked = _ranked(field, means[rung])
+            num_promoted = min(self._num_promoted(rung, settled), math.ceil(self.keep * len(ranked)))
+            for runner in _waiting(field, means, rung, ranked[:num_promoted]):
+                if runner.number not in aside:
                     return runner, rung + 1
         return None
 
@@ -61,15 +64,13 @@ class Halving:
         """The paused trials that cannot be promoted any more, whatever the rest of `total` trials score."""
         means = self._means(field)
         for rung in range(len(self.rungs) - 1):
-            behind = _ranked(field, means[rung])[self._num_promoted(rung, total) :]
-            yield from (field.runner(row) for row in behind if _waits(field, means, rung, row))
+            yield from _waiting(field, means, rung, _ranked(field, means[rung])[self._num_promoted(rung, total) :])
 
     def waiting(self, field: Field) -> Iterator[Runner]:
         """The trials that are paused at a rung, the least promising first."""
         means = self._means(field)
         for rung in range(len(self.rungs) - 1):
-            worst_first = _ranked(field, means[rung])[::-1]
-            yield from (field.runner(row) for row in worst_first if _waits(field, means, rung, row))
+            yield from _waiting(field, means, rung, _ranked(field, means[rung])[::-1])
 
     def epochs_to_climb(self, field: Field, epochs: int) -> int:
         """Epochs, over all folds, that promotions would take if no other trial came; `epochs` are those of a fold."""
@@ -104,15 +105,15 @@ def _settled(count: int) -> int:
     return settled
 
 
-def _ranked(field: Field, means: Floats, among: Container[int] | None = None) -> list[int]:
+def _ranked(field: Field, means: Floats) -> Rows:
     """Rows of the field at a rung, the best first."""
-    rows = (int(row) for row in np.flatnonzero(~np.isnan(means)) if among is None or row in among)
-    return sorted(rows, key=lambda row: (-means[row], field.roots[row]))
+    rows = np.flatnonzero(~np.isnan(means))
+    return rows[np.lexsort((np.array(field.roots, dtype=int)[rows], -means[rows]))]
 
 
-def _waits(field: Field, means: Floats, rung: int, row: int) -> bool:
-    """Whether it is paused there."""
-    return field.runner(row).is_paused and bool(np.isnan(means[rung + 1, row]))
+def _waiting(field: Field, means: Floats, rung: int, rows: Rows) -> Iterator[Runner]:
+    """Of these rows those that are paused at the rung."""
+    return map(field.runner, rows[field.is_paused[rows] & np.isnan(means[rung + 1, rows])])
 
 
 def fold_rungs(num_folds: int) -> tuple[Rung, ...]:
