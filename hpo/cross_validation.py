@@ -214,10 +214,12 @@ class Folds:
         del self._running[fold]
 
     def share_trained(self, fold: int, result: TrialResult) -> float | None:
-        """Of a fold's epochs, the part that its job has trained; None where it did not train all that it was to."""
+        """Of a fold's epochs, the part that its job has trained; None where it did not train all that it was to, or so
+        little (less than half) that its start would count for too much."""
         is_paused = result.status is JobStatus.STOPPED and self._is_at_rung(fold)
         is_through = is_paused or result.status is JobStatus.COMPLETE
-        return len(self._next[fold]) / self.config.training.epochs if is_through and self._next[fold] else None
+        share = len(self._next[fold]) / self.config.training.epochs
+        return share if is_through and share >= 0.5 else None
 
     def _is_at_rung(self, fold: int) -> bool:
         return self._reached.get(fold, 0) >= self.until[fold] < self.config.training.epochs

@@ -85,7 +85,7 @@ class FrontRace:
     epochs_to_climb = 0
     """No trial is paused."""
 
-    def until(self, num_epochs: int) -> tuple[int, ...]:
+    def until(self, num_epochs: int, *, num_folds: int = 1) -> tuple[int, ...]:
         """All epochs of each fold."""
         return (num_epochs,) * self._num_folds
 

@@ -94,7 +94,7 @@ class Sweep:
         self._watchdog = Watchdog(definition.config.recovery, clock)
         self._resources = Resources(definition, detect_hardware(), self._say, study)
         self._slots = Slots(crews_stay=definition.config.resources.processes == "per_trial")
-        self._trials = Trials(definition, study, listen, self._resources.placed)
+        self._trials = Trials(definition, study, listen, self._resources)
         self._silence = Silence()
         self._policy, self._delays = Policy(definition.config.recovery), Delays(clock)
         self._running: dict[int, Running] = {}
@@ -103,7 +103,7 @@ class Sweep:
         """Whether it still asks for new trials."""
         self._looks = True
         """Whether it still takes up paused ones."""
-        self._is_preempted = False
+        self._has_said_that_it_waits = self._is_preempted = False
         """Whether it was told to leave."""
         self.hopeless: Failure | None = None
         """Why the sweep gave up, when it did."""
@@ -125,7 +125,7 @@ class Sweep:
             self._recover_first()
             if (taken := places_taken(self._study)) >= self._budget.total:
                 done = f"the study has {counted(taken, 'trial')} ({self._budget.total} asked for)"
-                go_on = "paused ones that may still win go on" if self._trials.is_one_paused else MORE_TRIALS
+                go_on = "paused ones that may still win go on" if self._trials.is_one_to_go_on else MORE_TRIALS
                 self._say(f"{done}; {go_on}")
             self._started = self._clock()  # opening MLflow takes seconds that belong to no trial
             with interruption.listening():
@@ -153,7 +153,7 @@ class Sweep:
             while self._start_job():
                 self._attend()
             self._slots.dismiss_idle()
-            if not self._slots and (not self._delays or self._is_preempted):
+            if not self._slots and (not self._delays or self._is_preempted) and not self._waits_for_others():
                 break
             self._hear(self._slots.hear(min(self._deadline.wait_s, ATTEND_S, self._delays.wait_s())))
             if interruption.take_notice():
@@ -289,9 +289,8 @@ class Sweep:
         return len(self._running) - len(self._delays)
 
     def _num_jobs_left(self) -> int:
-        folds = self._definition.job.cross_validation.num_splits
         to_ask = self._budget.total - places_taken(self._study) if self._asks else 0
-        return sum(each.folds.num_left for each in self._running.values()) + max(0, to_ask) * folds
+        return sum(each.folds.num_left for each in self._running.values()) + max(0, to_ask) * self._trials.first_jobs
 
     def _hear(self, event: Event | None) -> None:
         """Pass on what a job tells, and decide what follows from it."""
@@ -394,6 +393,16 @@ class Sweep:
         climb_s, device_s = epochs * epoch_s / side_by_side, epochs * epoch_s * self._meter.num_devices
         return replace(so_far, has_time=has_time, climb_s=climb_s, climb_device_s=device_s)
 
+    def _waits_for_others(self) -> bool:
+        """Whether paused trials may go on when those of other processes have ended; says so once."""
+        is_over = self.hopeless is not None or self.parked or not self._looks or self._is_preempted or self._running
+        if is_over or not tally_of(self._study).running() or not self._trials.may_go_on:
+            return False
+        if not self._has_said_that_it_waits:
+            self._has_said_that_it_waits = True
+            self._say("waiting for the trials of other processes: paused ones may go on after them")
+        return True
+
     def _takes_up_another(self) -> bool:
         """Whether a paused trial goes on, now that all new ones have had their turn."""
         if self.hopeless is not None or self.parked or not self._looks:
@@ -403,15 +412,14 @@ class Sweep:
         if reason is None:
             return self._trials.promote(is_end=True)
         self._looks = False
-        if self._trials.is_one_paused:
+        if self._trials.is_one_to_go_on:
             self._say(f"{reason}; paused trials that may still win wait for it")
         return False
 
     def _deadline_from(self, began: float) -> Deadline:
-        if (wanted := self._definition.config.budget.deadline) is None:
-            return Deadline(math.inf, (), self._clock)
         known = [time.seconds / time.epochs for time in fold_times(self._study, self._definition)]
-        return Deadline(began + wanted, known, self._clock)
+        wanted = self._definition.config.budget.deadline
+        return Deadline(math.inf if wanted is None else began + wanted, known, self._clock)
 
     def _begin_trial(self) -> Running | None:
         taken = take_place(self._study, self._definition, self._budget.total)

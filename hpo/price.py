@@ -12,6 +12,7 @@ from hpo.budget import HOUR_S
 from hpo.definition import StudyDefinition
 from hpo.identity import identity_differences
 from hpo.spending import EPOCHS, budget_of, fold_times
+from hpo.stopping.halving import Halving
 from hpo.study import IDENTITY, load_study, study_names
 from hpo.tally import tally_of
 from hpo.trials import halving_of
@@ -105,5 +106,11 @@ def _measure(study: optuna.Study, definition: StudyDefinition, jobs: int) -> Mea
         num_folds=len(times),
         fold_s=median(time.seconds for time in times),
         device_hours=jobs * fold_device_s / HOUR_S,
-        saved=spared if halving is None else 1 - halving.share(budget_of(definition).total),
+        saved=spared if halving is None else _planned(halving, definition),
     )
+
+
+def _planned(halving: Halving, definition: StudyDefinition) -> float:
+    """The part of all folds that halving spares; trials of the audit spare nothing."""
+    share = halving.share(budget_of(definition).total, definition.max_epochs)
+    return (1 - share) * (1 - definition.config.stopping.audit)

@@ -109,40 +109,58 @@ class Pruner:
     def estimate(self, runner: Runner) -> float | None:
         """What a trial that was stopped is told as, by the best one that is complete; None when it reported nothing."""
         self._read_told()
-        ahead = self._field.incumbent
-        found = estimate(runner.curves, None if ahead is None else (ahead.curves, ahead.mean))
+        found = self._estimate(runner)
         return None if found is None else self._sign * found
 
-    def until(self, num_epochs: int) -> tuple[int, ...]:
-        """Epochs of each fold after which a new trial is paused; all of them without halving."""
-        return (num_epochs,) * self._axis.num_folds if self._halving is None else self._halving.until(0, num_epochs)
+    def _estimate(self, runner: Runner) -> float | None:
+        ahead = self._field.incumbent
+        return estimate(runner.curves, None if ahead is None else (ahead.curves, ahead.mean))
+
+    def until(self, num_epochs: int, *, num_folds: int = 1) -> tuple[int, ...]:
+        """Epochs of each fold after which a new trial is paused that is to begin so many folds; all without halving."""
+        rungs = [] if self._halving is None else range(len(self._halving.rungs))
+        found = (self._halving.until(rung, num_epochs) for rung in rungs if self._halving)
+        wide = (until for until in found if sum(map(bool, until)) >= num_folds)
+        return next(wide, (num_epochs,) * self._axis.num_folds)
 
     def promotable(self, *, is_end: bool) -> Promotion | None:
         """A paused trial that goes on."""
         if self._halving is None:
             return None
         self._read_told()
-        aside = tally_of(self._study).taken_up()
-        if self._asked[0] != (known := (self._field.num_added, aside, is_end)):  # else nothing has changed
-            self._asked = known, self._promotion(self._halving, aside, is_end)
+        tally = tally_of(self._study)
+        aside, runs = tally.taken_up(), bool(tally.running())
+        is_end = is_end and not tally.has_new()  # or some are still to come to the first rung
+        known = self._field.num_added, int(self._field.is_paused.sum()), aside, is_end, runs
+        if self._asked[0] != known:  # else nothing has changed
+            found = self._on_target(self._halving, aside) or self._promoted(self._halving, aside, is_end)
+            self._asked = known, found or (self._audited(self._halving, aside) if is_end and not runs else None)
         return self._asked[1]
 
-    def _promotion(self, halving: Halving, aside: set[int], is_end: bool) -> Promotion | None:
-        last, ahead = len(halving.rungs) - 1, self._field.incumbent
-        waiting = (each for each in halving.waiting(self._field) if each.number not in aside)
-        if self._target is not None and (on_target := next(filter(self._seems_to_reach_target, waiting), None)):
-            return _to(on_target, halving, last)
-        if found := halving.promotable(self._field, aside, is_end=is_end):
-            return _to(found[0], halving, found[1])
-        if not is_end or ahead is None:
-            return None
-        waiting = (each for each in halving.waiting(self._field) if each.number not in aside)
-        audited = next((each for each in waiting if is_audited(each.root, self._audit, seed=self._seed)), None)
-        return None if audited is None else replace(_to(audited, halving, last), to_beat=self._sign * ahead.mean)
+    def _promoted(self, halving: Halving, aside: set[int], is_end: bool) -> Promotion | None:
+        found = halving.promotable(self._field, aside, is_end=is_end)
+        return None if found is None else _to(found[0], halving, found[1])
 
-    def _seems_to_reach_target(self, runner: Runner) -> bool:
-        estimate = self.estimate(runner)
-        return estimate is not None and self._sign * (estimate - (self._target or 0.0)) >= 0
+    def _on_target(self, halving: Halving, aside: set[int]) -> Promotion | None:
+        """The best of those that seem to reach the target."""
+        if self._target is None:
+            return None
+        waiting = {each: self._estimate(each) for each in halving.waiting(self._field) if each.number not in aside}
+        target = self._sign * self._target
+        reaching = {each: value for each, value in waiting.items() if value is not None and value >= target}
+        best = max(reaching, key=lambda each: reaching[each], default=None)
+        return None if best is None else _to(best, halving, len(halving.rungs) - 1)
+
+    def _audited(self, halving: Halving, aside: set[int]) -> Promotion | None:
+        """One that was left behind, once all others have ended."""
+        ahead = self._field.incumbent
+        left = (each for each in halving.waiting(self._field) if self._is_audited(each) and each.number not in aside)
+        if ahead is None or (chosen := next(left, None)) is None:
+            return None
+        return replace(_to(chosen, halving, len(halving.rungs) - 1), to_beat=self._sign * ahead.mean)
+
+    def _is_audited(self, runner: Runner) -> bool:
+        return is_audited(runner.root, self._audit, seed=self._seed)
 
     @property
     def epochs_to_climb(self) -> int:
@@ -154,13 +172,20 @@ class Pruner:
 
     def hopeless(self, total: int) -> list[int]:
         """Numbers of the trials paused at a rung that no result of `total` trials could promote any more."""
+        if self._halving is None:
+            return []
         self._read_told()
-        return [] if self._halving is None else [each.number for each in self._halving.hopeless(self._field, total)]
+        aside = tally_of(self._study).taken_up()
+        found = (each for each in self._halving.hopeless(self._field, total) if not self._is_audited(each))
+        return [each.number for each in found if each.number not in aside]
 
     def waiting(self) -> list[int]:
         """Numbers of the trials paused at a rung, the least promising first."""
+        if self._halving is None:
+            return []
         self._read_told()
-        return [] if self._halving is None else [each.number for each in self._halving.waiting(self._field)]
+        aside = tally_of(self._study).taken_up()
+        return [each.number for each in self._halving.waiting(self._field) if each.number not in aside]
 
     def to_beat(self, runner: Runner) -> float | None:
         """The value of the best trial that ran all its folds, if there is one; the same for every `runner`."""
@@ -171,12 +196,14 @@ class Pruner:
         """Add the trials told since the last time; ours is not told yet."""
         told = tally_of(self._study).reported()
         self._field.add([self._runner(each) for each in told[self._field.num_added :]])
+        if self._halving is not None and (numbers := tally_of(self._study).given_up()):
+            self._field.give_up(numbers)
 
     def _runner(self, told: Reported) -> Runner:
         scores = [np.nan if score is None else self._sign * score for score in told.fold_scores]
         finals = np.array([*scores, *[np.nan] * (self._axis.num_folds - len(scores))])
         curves = self._sign * self._axis.curves(told.values)
-        num_epochs = told.params.get("training.epochs", self._axis.max_epochs)
+        num_epochs = told.params.get("training.epochs", self._axis.base_epochs or self._axis.max_epochs)
         return Runner(
             number=told.number,
             root=told.root,

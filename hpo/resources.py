@@ -94,6 +94,11 @@ class Resources:
         return is_open and self.max_jobs > 1 and not self._wish.share_devices
 
     @property
+    def is_to_measure(self) -> bool:
+        """Whether the first two folds of the next trial are to show how a job scales."""
+        return self._may_spread and self._scaling.wants_trial
+
+    @property
     def has_room(self) -> bool:
         """Whether another job might start."""
         is_free = self._wish.share_devices or self._num_free >= self.per_job
@@ -200,7 +205,12 @@ class _Scaling:
 
     def wants_all(self, num_left: int) -> bool:
         """Whether the fold 0 that is next is to show it."""
-        return not self.efficiency and self._trial is None and self._tries < MAX_TRIES and num_left > self._num_devices
+        return self.wants_trial and num_left > self._num_devices
+
+    @property
+    def wants_trial(self) -> bool:
+        """Whether a trial is to show it."""
+        return not self.efficiency and self._trial is None and self._tries < MAX_TRIES
 
     def learn(self, label: JobLabel, num_devices: int, record: Record) -> bool:
         """Whether it is known now, and was not before."""

@@ -72,9 +72,14 @@ def sampler_for(definition: StudyDefinition, done: int) -> BaseSampler:
     }
     sampler = build[config.name]()
     if config.name in ("tpe", "gp", "cmaes", "nsga2"):  # they learn
-        axis = StepAxis(definition.max_epochs, definition.job.cross_validation.num_splits)
-        sampler = HistorySampler(sampler, axis, config.max_history)
+        sampler = HistorySampler(sampler, step_axis(definition), config.max_history)
     return PartialFixedSampler(definition.pinned, sampler) if definition.pinned else sampler
+
+
+def step_axis(definition: StudyDefinition) -> StepAxis:
+    """On which the trials of a study report their values."""
+    job = definition.job
+    return StepAxis(definition.max_epochs, job.cross_validation.num_splits, job.training.epochs)
 
 
 def _is_conditional(definition: StudyDefinition) -> bool:

@@ -15,6 +15,8 @@ class StepAxis:
     max_epochs: int
     """Of the study's longest trial."""
     num_folds: int
+    base_epochs: int | None = None
+    """Of a trial that does not sample its own; None is `max_epochs`."""
 
     def step(self, fold: int, epoch: int) -> int:
         """The step of the value after `epoch` finished epochs of `fold`."""

@@ -255,19 +255,22 @@ class BudgetConfig(Section):
     trials: Annotated[int, Field(ge=1)] = 20
     """Finished trials in the study, earlier runs of the command counted."""
     timeout: Duration | None = None
-    """Start no new trial after this time, such as `30m` or `2h`."""
+    """Start no new trial after this time, such as `30m` or `2h`, less what paused trials that are to go on will
+    take."""
     deadline: Duration | None = None
     """Have the command end by this time after its start, such as `9h` where a machine is lent for so long: no fold is
     started that is not expected to end by then, what runs is parked at its newest checkpoint, and the next `hpo sweep`
     continues."""
     device_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Begin no trial once the jobs of the study took so many hours, times the devices of each: GPUs, or on a CPU ranks.
-    Failed and stopped attempts count. Trials in progress finish, and may exceed it."""
+    """Begin no trial once the jobs of the study took so many hours, times the devices of each: GPUs, or on a CPU ranks,
+    or leave just what paused trials that are to go on will take. Failed and stopped attempts count. Trials in progress
+    finish, and may exceed it."""
     target: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Begin no trial once one is complete that is at least as good as this value of the objective."""
     patience: PositiveInt | None = None
     """Begin no trial once so many finished trials in a row brought no significant improvement: the best of them does
-    not beat the best before them by more than the noise of the folds they share (one-sided, 5 %)."""
+    not beat the best before them by more than the noise of the folds they share (one-sided, 5 %). A paused trial counts
+    by its estimate, and shares fewer than two folds with others: any that looks better is an improvement."""
 
 
 _WithoutRetry = Literal["infeasible", "fail", "stop"]

@@ -160,6 +160,23 @@ class Tally:
             cut_short = self.interrupted()
             return {stopped for number, stopped in self._revivals.items() if number not in cut_short}
 
+    def given_up(self) -> set[int]:
+        """Numbers of the stopped trials whose successor has failed, or ended without a value."""
+        with self._lock:
+            in_vain = self._ended.keys() - {each.number for each in self.reported()}
+            return {stopped for number, stopped in self._revivals.items() if number in in_vain}
+
+    def has_new(self) -> bool:
+        """Whether a trial runs that takes up no other."""
+        with self._lock:
+            self._read()
+            runs = (
+                number
+                for number, state, is_cut in self._open.values()
+                if (state, is_cut) == (TrialState.RUNNING, False)
+            )
+            return any(number not in self._revivals for number in runs)
+
     def is_one_to_revive(self) -> bool:
         """Whether a trial waits that takes up a stopped one."""
         with self._lock:
@@ -189,14 +206,17 @@ class Tally:
             return sorted(self._front)
 
     def told(self) -> list[Told]:
-        """The trials that were told and not interrupted, in the order in which they ended; that of a paused one is
-        estimated, and one that violates a constraint has no value."""
+        """The trials that were told and not interrupted, in the order in which they ended. The value of a paused one is
+        estimated, and those before the first complete one are left out; one that violates a constraint has no value."""
         with self._lock:
             self._read_values()
-            paused = (each for each in self.reported() if each.is_paused and each.is_feasible)
-            estimates = {each.number: each.values[max(each.values)] for each in paused}
+            paused = {each.number: each for each in self.reported() if each.is_paused}
             ended = sorted((*ended, number) for number, ended in self._ended.items())
-            return [Told(trial_id, self._values.get(trial_id, estimates.get(number))) for _, trial_id, number in ended]
+            complete = (row for row, (_, trial_id, _) in enumerate(ended) if trial_id in self._values)
+            first = next(complete, len(ended))
+            told = [each for row, each in enumerate(ended) if row >= first or each[-1] not in paused]
+            estimates = {number: each.values[max(each.values)] for number, each in paused.items() if each.is_feasible}
+            return [Told(trial_id, self._values.get(trial_id, estimates.get(number))) for _, trial_id, number in told]
 
     def device_seconds(self) -> float:
         """What all trials took, those that were interrupted and those that run included."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,8 +25,9 @@ from hpo.ledger import SUCCEEDS, ledger_of
 from hpo.memory_check import CONSTRAINT, MemoryCheck
 from hpo.policy import Action, Policy, Tried, Verdict
 from hpo.pruning import Promotion, Pruner, is_audited
+from hpo.resources import Resources
+from hpo.sampling import step_axis
 from hpo.spending import budget_of
-from hpo.step_axis import StepAxis
 from hpo.stopping.halving import Halving, epoch_rungs, fold_rungs
 from hpo.storage import artifact_store
 from hpo.study import (
@@ -85,8 +86,9 @@ class Judge(Protocol):
     def judge_taken_over(self, runner: Any) -> str:
         """Why a trial is stopped that goes on where another was; "" when it goes on."""
 
-    def until(self, num_epochs: int) -> tuple[int, ...]:
-        """Epochs of each fold after which a new trial is paused; all of them where none is."""
+    def until(self, num_epochs: int, *, num_folds: int = 1) -> tuple[int, ...]:
+        """Epochs of each fold after which a new trial is paused that is to begin so many folds; all of them where none
+        is paused."""
 
     def promotable(self, *, is_end: bool) -> Promotion | None:
         """A paused trial that goes on."""
@@ -127,11 +129,10 @@ class Trials:
         definition: StudyDefinition,
         study: optuna.Study,
         listen: Listener,
-        placed: Callable[[JobConfig], JobConfig],
+        resources: Resources,
     ) -> None:
-        """`placed` says where a job would run."""
-        self._definition, self._study, self._listen, self._placed = definition, study, listen, placed
-        self._axis = StepAxis(definition.max_epochs, definition.job.cross_validation.num_splits)
+        self._definition, self._study, self._listen, self._resources = definition, study, listen, resources
+        self._axis = step_axis(definition)
         self._judge = self._new_judge()
         self._memory = MemoryCheck(self._say)
         self._policy = Policy(definition.config.recovery)
@@ -173,7 +174,8 @@ class Trials:
                 return ENDED_FROM_OUTSIDE
 
         label = JobLabel(study=self._study.study_name, trial=trial.number)
-        until = tuple(trial.user_attrs.get(UNTIL, self._judge.until(config.training.epochs)))
+        num_folds = 2 if self._resources.is_to_measure else 1
+        until = trial.user_attrs.get(UNTIL) or self._judge.until(config.training.epochs, num_folds=num_folds)
         goes_on_after = self._policy.goes_on_after
         folds = Folds(
             config, folder, label, self._definition.criteria, on_epoch, until=until, goes_on_after=goes_on_after
@@ -181,7 +183,7 @@ class Trials:
         folds.failure = failure
         if failure is None:
             self._keep_config(trial, config, folder)
-            folds.stopped = self._too_large(trial, self._placed(config))
+            folds.stopped = self._too_large(trial, self._resources.placed(config))
         running = Running(trial, folds, runner)
         if not folds.is_over and begun is not None:
             self._take_over(running, begun)
@@ -231,21 +233,33 @@ class Trials:
         return self._judge.until(self._definition.max_epochs)[0]
 
     @property
+    def first_jobs(self) -> int:
+        """Folds of a new trial before it is paused."""
+        return sum(map(bool, self._judge.until(self._definition.max_epochs)))
+
+    @property
     def epochs_to_climb(self) -> int:
         """Epochs, over all folds, that paused trials are still to train if no other trial comes."""
         return self._judge.epochs_to_climb
 
     def promote(self, *, is_end: bool = False) -> bool:
         """Queue a paused trial that goes on to the next rung. Returns whether one waits, of whatever process."""
-        if found := self._judge.promotable(is_end=is_end):
+        while found := self._judge.promotable(is_end=is_end):
             audit = {} if found.to_beat is None else {AUDIT: {"reason": "left behind", "to_beat": found.to_beat}}
             if revive(self._study, found.number, **{UNTIL: list(found.until), **audit}):
                 why = "runs on for the audit:" if audit else "is promoted, to"
                 self._say(f"trial {found.number} {why} {so_far(found.until, found.num_epochs)}")
+            if not audit:  # of these, all at once
+                break
         return tally_of(self._study).is_one_to_revive()
 
     @property
-    def is_one_paused(self) -> bool:
+    def may_go_on(self) -> bool:
+        """Whether a trial is paused."""
+        return bool(self._judge.waiting())
+
+    @property
+    def is_one_to_go_on(self) -> bool:
         """Whether a paused trial is to go on."""
         return tally_of(self._study).is_one_to_revive() or self._judge.promotable(is_end=True) is not None
 
@@ -385,7 +399,7 @@ def halving_of(definition: StudyDefinition) -> Halving | None:
         return Halving(rungs=rungs, keep=1 / epochs.eta)
     if config.stopping.folds != "halving":
         return None
-    return Halving(rungs=fold_rungs(num_folds), keep=config.stopping.keep)
+    return Halving(rungs=fold_rungs(num_folds, definition.max_epochs), keep=config.stopping.keep)
 
 
 def so_far(until: Sequence[int], epochs: int) -> str:

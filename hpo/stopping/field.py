@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +62,8 @@ class Field:
         """(trials, folds)"""
         self.num_epochs = np.empty(0, dtype=np.int64)
         """(trials,): of each fold."""
-        self.is_paused = np.empty(0, dtype=bool)
-        """(trials,): whether it waits for a promotion, which one that violates a constraint does not."""
+        self.is_paused, self.is_feasible = np.empty(0, dtype=bool), np.empty(0, dtype=bool)
+        """(trials,): whether it was paused at a rung and not given up since; whether it violates no constraint."""
         self.roots: list[int] = []
         self.num_added = 0
         self._told: dict[int, Runner] = {}
@@ -82,8 +82,9 @@ class Field:
         self.curves = np.concatenate([self.curves[kept], [runner.curves for runner in new.values()]])
         self.finals = np.concatenate([self.finals[kept], [runner.finals for runner in new.values()]])
         self.num_epochs = np.concatenate([self.num_epochs[kept], [runner.num_epochs for runner in new.values()]])
-        paused = [runner.is_paused and runner.is_feasible for runner in new.values()]
-        self.is_paused = np.concatenate([self.is_paused[kept], np.array(paused, dtype=bool)])
+        paused, feasible = zip(*((runner.is_paused, runner.is_feasible) for runner in new.values()), strict=True)
+        self.is_paused = np.concatenate([self.is_paused[kept], paused])
+        self.is_feasible = np.concatenate([self.is_feasible[kept], feasible])
         self.roots = [*(self.roots[row] for row in kept), *new]
         self.num_added += len(runners)
         self._told |= new
@@ -99,15 +100,19 @@ class Field:
         """The trial of a row of `curves`."""
         return self._told[self.roots[row]]
 
+    def give_up(self, numbers: Container[int]) -> None:
+        """These paused trials do not go on any more."""
+        rows = [row for row, root in enumerate(self.roots) if self._told[root].number in numbers]
+        self.is_paused[rows] = False
+
     def means(self, shares: Sequence[float]) -> Floats:
         """(trials,): the mean of the values after these shares of the folds' epochs, folds with none left out. NaN for
-        a trial that has not come so far, or violates a constraint."""
+        a trial that has not come so far."""
         rows = np.arange(len(self))
         seen = [
             self.curves[rows, fold, epochs_of(share, self.num_epochs) - 1] for fold, share in enumerate(shares) if share
         ]
-        is_feasible = [self._told[root].is_feasible for root in self.roots]
-        return np.where(is_feasible, np.mean(seen, axis=0), np.nan)
+        return np.asarray(np.mean(seen, axis=0), dtype=np.float64)
 
 
 def estimate(curves: Floats, ahead: tuple[Floats, float] | None) -> float | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,20 +45,21 @@ class Halving:
     ) -> tuple[Runner, int] | None:
         """The trial to go on with, and the rung it goes on to; None when there is none yet.
 
-        The lowest rung first, and there the best. At the end (`is_end`) all trials count, and the best of however few
-        comes to the last rung. Numbers in `aside` are left out.
+        The lowest rung first, and there the best; nobody goes on from the next one before all who are to have come to
+        it. At the end (`is_end`) all trials count, and the best of however few comes to the last rung. Those with
+        numbers in `aside` are on their way already.
         """
-        means = self._means(field)
-        count = int((~np.isnan(means[0])).sum())
+        count = int((~np.isnan(field.means(self.rungs[0]))).sum())
         settled = count if is_end else _settled(count)
-        last = np.sort(np.array(field.roots)[~np.isnan(means[0])])[settled - 1] if settled else -1
-        means[:, np.array(field.roots, dtype=int) > last] = np.nan  # those after the first `settled`
+        means = self._means(field, settled)
         for rung in range(len(self.rungs) - 1):
             ranked = _ranked(field, means[rung])
-            num_promoted = min(self._num_promoted(rung, settled), math.ceil(self.keep * len(ranked)))
-            for runner in _waiting(field, means, rung, ranked[:num_promoted]):
-                if runner.number not in aside:
-                    return runner, rung + 1
+            num_promoted = min(self._num_promoted(rung, settled), math.ceil(self.keep * len(ranked) - 1e-9))
+            waiting = [*_waiting(field, means, rung, ranked[:num_promoted])]
+            if found := next((runner for runner in waiting if runner.number not in aside), None):
+                return found, rung + 1
+            if waiting:
+                return None
         return None
 
     def hopeless(self, field: Field, total: int) -> Iterator[Runner]:
@@ -75,24 +77,35 @@ class Halving:
     def epochs_to_climb(self, field: Field, epochs: int) -> int:
         """Epochs, over all folds, that promotions would take if no other trial came; `epochs` are those of a fold."""
         means = self._means(field)
+        count = int((~np.isnan(field.means(self.rungs[0]))).sum())
         reached = [int((~np.isnan(row)).sum()) for row in means]
-        places = [max(0, self._num_promoted(rung, reached[0]) - above) for rung, above in enumerate(reached[1:])]
-        steps = [sum(self.until(rung + 1, epochs)) - sum(self.until(rung, epochs)) for rung in range(len(places))]
-        return sum(count * step for count, step in zip(places, steps, strict=True))
+        places = [max(0, self._num_promoted(rung, count) - above) for rung, above in enumerate(reached[1:])]
+        return sum(place * step for place, step in zip(places, self._steps(epochs), strict=True))
 
-    def share(self, count: int) -> float:
-        """What `count` trials train of all their folds, those apart that go on early and are overtaken."""
-        steps = [sum(rung) - sum(before) for before, rung in zip(self.rungs, self.rungs[1:], strict=False)]
-        climbed = sum(self._num_promoted(rung, count) * step for rung, step in enumerate(steps))
-        return (count * sum(self.rungs[0]) + climbed) / (count * len(self.rungs[0]))
+    def share(self, count: int, epochs: int) -> float:
+        """What `count` trials train of all their folds of `epochs`, those apart that go on early and are overtaken."""
+        climbed = sum(self._num_promoted(rung, count) * step for rung, step in enumerate(self._steps(epochs)))
+        return (count * sum(self.until(0, epochs)) + climbed) / (count * epochs * len(self.rungs[0]))
+
+    def _steps(self, epochs: int) -> list[int]:
+        """Epochs over all folds from each rung to the next."""
+        sums = [sum(self.until(rung, epochs)) for rung in range(len(self.rungs))]
+        return [after - before for before, after in pairwise(sums)]
 
     def _num_promoted(self, rung: int, count: int) -> int:
         """Of `count` trials, how many go on from this rung."""
         return math.ceil(self.keep ** (rung + 1) * count - 1e-9)
 
-    def _means(self, field: Field) -> Floats:
-        """(rungs, trials): what the trials had come to at each rung; NaN where one has not come to it."""
-        return np.array([field.means(rung) for rung in self.rungs])
+    def _means(self, field: Field, settled: int | None = None) -> Floats:
+        """(rungs, trials): what the trials had come to at each rung; NaN where one has not come to it, for those that
+        were stopped for good, and for all but the first `settled`."""
+        means = np.array([field.means(rung) for rung in self.rungs])
+        if settled is not None:
+            rows = np.flatnonzero(~np.isnan(means[0]))
+            first = rows[np.argsort(np.array(field.roots, dtype=int)[rows])][:settled]
+            means[:, np.setdiff1d(np.arange(len(field)), first)] = np.nan
+        means[:, np.isnan(means[-1]) & ~field.is_paused] = np.nan
+        return means
 
 
 def _settled(count: int) -> int:
@@ -106,9 +119,9 @@ def _settled(count: int) -> int:
 
 
 def _ranked(field: Field, means: Floats) -> Rows:
-    """Rows of the field at a rung, the best first."""
+    """Rows of the field at a rung, the best first; those that violate a constraint after all others."""
     rows = np.flatnonzero(~np.isnan(means))
-    return rows[np.lexsort((np.array(field.roots, dtype=int)[rows], -means[rows]))]
+    return rows[np.lexsort((np.array(field.roots, dtype=int)[rows], -means[rows], ~field.is_feasible[rows]))]
 
 
 def _waiting(field: Field, means: Floats, rung: int, rows: Rows) -> Iterator[Runner]:
@@ -116,14 +129,14 @@ def _waiting(field: Field, means: Floats, rung: int, rows: Rows) -> Iterator[Run
     return map(field.runner, rows[field.is_paused[rows] & np.isnan(means[rung + 1, rows])])
 
 
-def fold_rungs(num_folds: int) -> tuple[Rung, ...]:
-    """Half of the first fold, all of it, two folds, four, and so on, and all of them."""
+def fold_rungs(num_folds: int, max_epochs: int) -> tuple[Rung, ...]:
+    """Half of the first fold where trials may have two epochs, all of it, two folds, four, and so on, and all."""
     counts = [1]
     while 2 * counts[-1] < num_folds:
         counts.append(2 * counts[-1])
     counts += [num_folds] if num_folds > 1 else []
     whole = [(1.0,) * count + (0.0,) * (num_folds - count) for count in counts]
-    return ((0.5, *[0.0] * (num_folds - 1)), *whole)
+    return (*([(0.5, *[0.0] * (num_folds - 1))] if max_epochs > 1 else []), *whole)
 
 
 def epoch_rungs(lowest: int, eta: int, epochs: int, num_folds: int) -> tuple[Rung, ...]:

@@ -174,7 +174,7 @@ def test_the_audit_takes_about_its_share_and_always_the_same_trials() -> None:
 
 # Promotions
 
-HALVING = Halving(rungs=fold_rungs(2), keep=0.5)
+HALVING = Halving(rungs=fold_rungs(2, 3), keep=0.5)
 
 
 def paused(study: optuna.Study, *folds: list[float], **attributes: Any) -> None:
@@ -227,8 +227,8 @@ def test_a_paused_trial_that_seems_to_reach_the_target_goes_on_to_its_end_at_onc
     paused(study, [0.5, 0.62])
     paused(study, [0.5, 0.65])
     assert halving_pruner(study, target=0.9).promotable(is_end=False) is None
-    found = halving_pruner(study, target=0.84).promotable(is_end=False)
-    assert found is not None and found.until == (3, 3), "0.05 ahead of what came to 0.8"
+    found = halving_pruner(study, target=0.81).promotable(is_end=False)
+    assert found is not None and found.until == (3, 3), "0.02 and 0.05 ahead of what came to 0.8"
     assert study.trials[found.number].intermediate_values[AXIS.step(0, 2)] == 0.65
 
 

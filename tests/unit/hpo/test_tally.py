@@ -65,11 +65,20 @@ def recount(study: optuna.Study) -> dict[str, object]:
     replaced = sum(trial.state.is_finished() for trial in revivals)
     splits = [trial.user_attrs[SPLIT_ID] for trial in trials if trial.user_attrs.get(SPLIT_ID)]
     told = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    in_turn = sorted(counted, key=lambda trial: (trial.datetime_complete or datetime.max, trial._trial_id))
+    ended = [trial for trial in in_turn if trial.state.is_finished() and trial.number not in taken_up]
+    first = next((trial for trial in ended if trial.state is TrialState.COMPLETE), None)
     return {
         "taken": [sum(number < end for number in taken) for end in (*range(0, len(trials) + 2, 3), len(trials))],
         "finished": sum(trial.state.is_finished() for trial in counted) - replaced,
         "states": Counter(trial.state for trial in counted) - Counter({TrialState.PRUNED: replaced}),
         "taken up": {trial.user_attrs[REVIVES] for trial in revivals},
+        "given up": {
+            trial.user_attrs[REVIVES]
+            for trial in revivals
+            if trial.state.is_finished() and not (trial in told and trial.intermediate_values)
+        },
+        "has new": any(trial.state is TrialState.RUNNING and trial not in revivals for trial in counted),
         "to revive": any(trial.state is TrialState.WAITING for trial in trials if REVIVES in trial.user_attrs),
         "interrupted": {trial.number for trial in trials if trial not in counted},
         "running": [trial._trial_id for trial in counted if trial.state is TrialState.RUNNING],
@@ -91,8 +100,8 @@ def recount(study: optuna.Study) -> dict[str, object]:
         "split": splits[0] if splits else None,
         "told": [
             (trial._trial_id, trial.value if trial.state is TrialState.COMPLETE or PAUSED in trial.user_attrs else None)
-            for trial in sorted(counted, key=lambda trial: (trial.datetime_complete or datetime.max, trial._trial_id))
-            if trial.state.is_finished() and trial.number not in taken_up
+            for trial in ended
+            if PAUSED not in trial.user_attrs or (first and ended.index(trial) >= ended.index(first))
         ],
         "device seconds": pytest.approx(sum(trial.user_attrs.get(DEVICE_SECONDS, 0.0) for trial in trials)),
     }
@@ -108,6 +117,8 @@ def found(tally: Tally, num_trials: int) -> dict[str, object]:
         "running": tally.running(),
         "best": tally.best_value(),
         "taken up": tally.taken_up(),
+        "given up": tally.given_up(),
+        "has new": tally.has_new(),
         "to revive": tally.is_one_to_revive(),
         "reported": sorted(
             str((each.number, each.root, each.params, sorted(each.values.items()), each.fold_scores, each.is_paused))

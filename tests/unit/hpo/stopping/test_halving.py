@@ -87,7 +87,8 @@ def climb(field: Field, *, is_end: bool) -> dict[int, int]:
     ],
 )
 def test_rungs_are_half_a_fold_one_two_four_and_all(num_folds: int, whole: list[int]) -> None:
-    rungs = fold_rungs(num_folds)
+    rungs = fold_rungs(num_folds, 2)
+    assert fold_rungs(num_folds, 1) == rungs[1:], "one epoch has no half"
     assert rungs[0] == (0.5,) + (0.0,) * (num_folds - 1)
     assert [sum(rung) for rung in rungs[1:]] == whole
     assert all(set(rung) <= {0.0, 1.0} and sorted(rung, reverse=True) == [*rung] for rung in rungs[1:])
@@ -161,25 +162,55 @@ def test_a_trial_that_is_being_promoted_is_left_out_and_keeps_its_place() -> Non
     assert HALVING.promotable(field, {11, 12}, is_end=True) is None
 
 
-def test_what_was_stopped_for_good_or_violates_a_constraint_does_not_go_on() -> None:
-    assert HALVING.promotable(field_of([0.3], [0.5], is_paused=False), is_end=True) is None
+def test_what_was_stopped_for_good_does_not_go_on_and_takes_no_place() -> None:
+    field = field_of([0.3], [0.4])
+    add(field, 2, [0.9], is_paused=False)
+    assert climb(field, is_end=True) == {1: 2}
+
+
+def test_where_one_that_went_on_has_failed_the_next_best_takes_its_place() -> None:
+    """Else a study could end without a complete trial."""
+    field = field_of(*[[score / 100] for score in range(FIRST)])
+    while found := HALVING.promotable(field):
+        runner, rung = found
+        if rung == 2 and runner.root == 9:
+            break
+        go_on(field, runner, rung)
+    assert HALVING.promotable(field, {runner.number}) is not None
+    field.give_up({runner.number})
+    came_to = climb(field, is_end=False)
+    assert came_to == {5: 1, 8: 2, 7: 2}
+    assert field.incumbent is not None and field.incumbent.root == 8
+
+
+def test_nobody_goes_on_from_a_rung_before_all_who_are_to_have_come_to_it() -> None:
+    """However many run side by side: else the first to be back would climb, whoever it is."""
+    field = field_of(*[[score / 100] for score in range(FIRST)])
+    under_way: list[tuple[Runner, int]] = []
+    while found := HALVING.promotable(field, {runner.number for runner, _ in under_way}):
+        under_way.append(found)
+    assert [runner.root for runner, _ in under_way] == [9, 8, 7, 6]
+    for runner, rung in under_way[:0:-1]:
+        go_on(field, runner, rung)
+        assert HALVING.promotable(field, {runner.number for runner, _ in under_way}) is None
+    go_on(field, *under_way[0])
+    found = HALVING.promotable(field)
+    assert found is not None and (found[0].root, found[1]) == (9, 2)
+
+
+def test_what_violates_a_constraint_goes_on_only_where_a_place_is_left() -> None:
+    """Half a fold may violate what a whole one keeps, such as a least accuracy."""
     field = field_of([0.3])
     curves = np.full((3, EPOCHS), np.nan)
     curves[0, :2] = 0.9
-    field.add(
-        [
-            Runner(
-                number=99,
-                root=99,
-                curves=curves,
-                finals=curves[:, -1].copy(),
-                num_epochs=EPOCHS,
-                is_paused=True,
-                is_feasible=False,
-            )
-        ]
+    infeasible = Runner(
+        number=99, root=99, curves=curves, finals=curves[:, -1].copy(), num_epochs=4, is_paused=True, is_feasible=False
     )
+    field.add([infeasible])
     assert climb(field, is_end=True) == {0: 2}
+    alone = Field(num_folds=3, max_epochs=EPOCHS)
+    alone.add([infeasible])
+    assert climb(alone, is_end=True) == {99: 2}
 
 
 def test_trials_of_different_epochs_are_compared_at_the_same_share() -> None:
@@ -222,7 +253,7 @@ def test_what_promotions_would_still_take_is_what_they_take() -> None:
     climb(field, is_end=True)
     assert int((~np.isnan(field.curves)).sum()) - before == expected
     assert HALVING.epochs_to_climb(field, EPOCHS) == 0
-    assert HALVING.share(FIRST) == int((~np.isnan(field.curves)).sum()) / field.curves.size
+    assert HALVING.share(FIRST, EPOCHS) == int((~np.isnan(field.curves)).sum()) / field.curves.size
 
 
 def leave_checkpoint(trial: Path, fold: int, size: int) -> None:
