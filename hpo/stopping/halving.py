@@ -4,7 +4,8 @@ Li et al. 2018, "Hyperband" (its innermost loop); over folds as well as epochs h
 trial trains before it is paused; one that is promoted goes on from its checkpoints. Others promote whoever is among the
 best at any moment (ASHA, Li et al. 2020), and so pay for each leader of the hour. Here places are given away when
 `FIRST` trials have come to the first rung, when `GROWTH` times as many have, and so on, and at the end: the best of the
-first so many go on. That asks nobody to wait, and any number of processes may ask.
+first so many go on, from no rung before all who are to have come to it, so that it makes no difference how many
+processes ask.
 """
 
 from __future__ import annotations
