@@ -407,8 +407,8 @@ class Sweep:
         """Whether a paused trial goes on, now that all new ones have had their turn."""
         if self.hopeless is not None or self.parked or not self._looks:
             return False
-        # It takes no new place, and pauses are no lack of progress.
-        reason = self._budget.reason_to_end(replace(self._spent(), trials=0, streak=0))
+        # It takes no new place, pauses are no lack of progress, and a timeout is for new trials.
+        reason = self._budget.reason_to_end(replace(self._spent(), trials=0, streak=0, seconds=0.0))
         if reason is None:
             return self._trials.promote(is_end=True)
         self._looks = False
