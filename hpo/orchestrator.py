@@ -408,9 +408,10 @@ class Sweep:
         if self.hopeless is not None or self.parked or not self._looks:
             return False
         # It takes no new place, pauses are no lack of progress, and a timeout is for new trials.
-        reason = self._budget.reason_to_end(replace(self._spent(), trials=0, streak=0, seconds=0.0))
+        spent = replace(self._spent(), trials=0, streak=0)
+        reason = self._budget.reason_to_end(replace(spent, seconds=0.0))
         if reason is None:
-            return self._trials.promote(is_end=True)
+            return self._trials.promote(is_end=True, audits=self._budget.reason_to_end(spent) is None)
         self._looks = False
         if self._trials.is_one_to_go_on:
             self._say(f"{reason}; paused trials that may still win wait for it")

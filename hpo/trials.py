@@ -242,9 +242,12 @@ class Trials:
         """Epochs, over all folds, that paused trials are still to train if no other trial comes."""
         return self._judge.epochs_to_climb
 
-    def promote(self, *, is_end: bool = False) -> bool:
-        """Queue a paused trial that goes on to the next rung. Returns whether one waits, of whatever process."""
-        while found := self._judge.promotable(is_end=is_end):
+    def promote(self, *, is_end: bool = False, audits: bool = True) -> bool:
+        """Queue a paused trial that goes on to the next rung, or the audited ones.
+
+        Returns whether one waits, of whatever process.
+        """
+        while (found := self._judge.promotable(is_end=is_end)) and (audits or found.to_beat is None):
             audit = {} if found.to_beat is None else {AUDIT: {"reason": "left behind", "to_beat": found.to_beat}}
             if revive(self._study, found.number, **{UNTIL: list(found.until), **audit}):
                 why = "runs on for the audit:" if audit else "is promoted, to"
