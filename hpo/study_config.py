@@ -194,7 +194,8 @@ class StoppingConfig(Section):
     folds; `dominance`: another trial is better in every objective. This one and `none` are for several objectives, and
     it is the default there."""
     keep: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
-    """halving: the part of the trials that goes on from each rung. More costs more."""
+    """halving: the part of the trials that goes on from each rung; an eighth more from half a fold, which says less.
+    More costs more."""
     disk: Size | None = None
     """halving: of the checkpoints of paused trials, such as 20GB; above it those of the worst go, and would be trained
     anew."""

@@ -28,7 +28,7 @@ from hpo.pruning import Promotion, Pruner, is_audited
 from hpo.resources import Resources
 from hpo.sampling import step_axis
 from hpo.spending import budget_of
-from hpo.stopping.halving import Halving, epoch_rungs, fold_rungs
+from hpo.stopping.halving import Halving, epoch_halving, fold_halving
 from hpo.storage import artifact_store
 from hpo.study import (
     FAILURE,
@@ -398,11 +398,10 @@ def halving_of(definition: StudyDefinition) -> Halving | None:
     config, num_folds = definition.config, definition.job.cross_validation.num_splits
     if config.fidelity is not None:
         epochs = config.fidelity.epochs
-        rungs = epoch_rungs(epochs.min, epochs.eta, definition.job.training.epochs, num_folds)
-        return Halving(rungs=rungs, keep=1 / epochs.eta)
+        return epoch_halving(epochs.min, epochs.eta, definition.job.training.epochs, num_folds)
     if config.stopping.folds != "halving":
         return None
-    return Halving(rungs=fold_rungs(num_folds, definition.max_epochs), keep=config.stopping.keep)
+    return fold_halving(num_folds, definition.max_epochs, config.stopping.keep)
 
 
 def so_far(until: Sequence[int], epochs: int) -> str:

@@ -23,6 +23,9 @@ from hpo.stopping.field import Field, Floats, Runner, epochs_of
 FIRST, GROWTH = 10, 4
 """Trials at the first rung when places are given away for the first time, and times as many for each next time."""
 
+LENIENCE = 9 / 8
+"""So many times as many go on from half a fold as from a whole one."""
+
 Rows = NDArray[np.int64]
 Rung = tuple[float, ...]
 """By fold, the share of its epochs that is trained; 0 of one that is not begun."""
@@ -34,8 +37,8 @@ class Halving:
 
     rungs: tuple[Rung, ...]
     """Rising; the last is a whole training."""
-    keep: float
-    """The part of those at a rung that goes on to the next."""
+    places: tuple[float, ...]
+    """By rung but the last, the part of all trials that goes on from it; falling."""
 
     def until(self, rung: int, epochs: int) -> tuple[int, ...]:
         """Epochs of each fold that a trial of `epochs` trains before it is paused at this rung."""
@@ -55,7 +58,8 @@ class Halving:
         means = self._means(field, settled)
         for rung in range(len(self.rungs) - 1):
             ranked = _ranked(field, means[rung])
-            num_promoted = min(self._num_promoted(rung, settled), math.ceil(self.keep * len(ranked) - 1e-9))
+            keep = self.places[rung] / (self.places[rung - 1] if rung else 1.0)
+            num_promoted = min(self._num_promoted(rung, settled), _rounded_up(keep * len(ranked)))
             waiting = [*_waiting(field, means, rung, ranked[:num_promoted])]
             if found := next((runner for runner in waiting if runner.number not in aside), None):
                 return found, rung + 1
@@ -95,7 +99,7 @@ class Halving:
 
     def _num_promoted(self, rung: int, count: int) -> int:
         """Of `count` trials, how many go on from this rung."""
-        return math.ceil(self.keep ** (rung + 1) * count - 1e-9)
+        return _rounded_up(self.places[rung] * count)
 
     def _means(self, field: Field, settled: int | None = None) -> Floats:
         """(rungs, trials): what the trials had come to at each rung; NaN where one has not come to it, for those that
@@ -107,6 +111,11 @@ class Halving:
             means[:, np.setdiff1d(np.arange(len(field)), first)] = np.nan
         means[:, np.isnan(means[-1]) & ~field.is_paused] = np.nan
         return means
+
+
+def _rounded_up(number: float) -> int:
+    """What is whole but for the arithmetic stays."""
+    return math.ceil(number - 1e-9)
 
 
 def _settled(count: int) -> int:
@@ -130,19 +139,29 @@ def _waiting(field: Field, means: Floats, rung: int, rows: Rows) -> Iterator[Run
     return map(field.runner, rows[field.is_paused[rows] & np.isnan(means[rung + 1, rows])])
 
 
-def fold_rungs(num_folds: int, max_epochs: int) -> tuple[Rung, ...]:
-    """Half of the first fold where trials may have two epochs, all of it, two folds, four, and so on, and all."""
+def fold_halving(num_folds: int, max_epochs: int, keep: float) -> Halving:
+    """Half of the first fold where trials may have two epochs, all of it, two folds, four, and so on, and all.
+
+    From each rung a part of `keep` goes on. Half a fold says less and the rest of it costs little, so from there
+    `LENIENCE` times as many do, and that much fewer from the next one.
+    """
     counts = [1]
     while 2 * counts[-1] < num_folds:
         counts.append(2 * counts[-1])
     counts += [num_folds] if num_folds > 1 else []
-    whole = [(1.0,) * count + (0.0,) * (num_folds - count) for count in counts]
-    return (*([(0.5, *[0.0] * (num_folds - 1))] if max_epochs > 1 else []), *whole)
+    rungs = [(1.0,) * count + (0.0,) * (num_folds - count) for count in counts]
+    if max_epochs > 1:
+        rungs.insert(0, (0.5, *[0.0] * (num_folds - 1)))
+    places = [keep**rung for rung in range(1, len(rungs))]
+    if max_epochs > 1:
+        places[0] = min(LENIENCE * keep, 1.0)
+    return Halving(rungs=tuple(rungs), places=tuple(places))
 
 
-def epoch_rungs(lowest: int, eta: int, epochs: int, num_folds: int) -> tuple[Rung, ...]:
-    """Of all folds `lowest` epochs, each time `eta` times as many, and `epochs`."""
+def epoch_halving(lowest: int, eta: int, epochs: int, num_folds: int) -> Halving:
+    """Of all folds `lowest` epochs, each time `eta` times as many, and `epochs`; one in `eta` goes on."""
     found = [lowest]
     while found[-1] * eta < epochs:
         found.append(found[-1] * eta)
-    return tuple((rung / epochs,) * num_folds for rung in (*found, epochs))
+    rungs = tuple((rung / epochs,) * num_folds for rung in (*found, epochs))
+    return Halving(rungs=rungs, places=tuple((1 / eta) ** rung for rung in range(1, len(rungs))))

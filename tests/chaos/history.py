@@ -15,9 +15,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.fold_ledger import FoldState
 from hpo.ledger import SUCCEEDS, LedgerStorage, this_host
+from hpo.pruning import axis_of
 from hpo.storage import open_storage
 from hpo.study import FOLDER
-from hpo.tally import CONTINUES, INTERRUPTED, SAMPLED
+from hpo.tally import CONTINUES, INTERRUPTED, REVIVES, SAMPLED
 from training.job_processes import JOB_ID
 
 
@@ -37,8 +38,10 @@ class History:
 
     @property
     def counted(self) -> list[FrozenTrial]:
-        """Trials that came to their end."""
-        return [trial for trial in self.trials if trial.state.is_finished() and INTERRUPTED not in trial.user_attrs]
+        """Trials that came to their end, one that was promoted with the last that went on with it."""
+        ended = [each for each in self.trials if each.state.is_finished() and INTERRUPTED not in each.user_attrs]
+        promoted = {each.user_attrs[REVIVES] for each in ended if REVIVES in each.user_attrs}
+        return [each for each in ended if each.number not in promoted]
 
     def holders(self) -> set[int]:
         """Ids of the processes that evaluate a trial."""
@@ -70,6 +73,22 @@ class History:
             (tuple(sorted(trial.user_attrs[SAMPLED].items())), trial.state.name, tuple(trial.values or ()))
             for trial in self.counted
         )
+
+    @property
+    def num_complete(self) -> int:
+        """Trials that have all folds."""
+        return sum(trial.state is TrialState.COMPLETE for trial in self.trials)
+
+    def curves(self) -> dict[tuple[Any, ...], dict[int, float]]:
+        """By parameters, the value after each epoch of each fold, by step."""
+        self.close()
+        verdict = axis_of(self.study).verdict
+        found: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
+        for trial in self.trials:
+            if SAMPLED in trial.user_attrs:
+                params = tuple(sorted(trial.user_attrs[SAMPLED].items()))
+                found[params] |= {step: value for step, value in trial.intermediate_values.items() if step < verdict}
+        return found
 
     def _of_states(self, num_trials: int) -> Iterator[str]:
         for trial in self.trials:

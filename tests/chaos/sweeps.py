@@ -34,7 +34,7 @@ search_space:
   optimizer.lr: {{float: [1e-3, 1e-1], log: true}}
   model.dropout: {{float: [0.0, 0.5]}}
 sampler: {{name: random, seed: 1}}
-stopping: {{epochs: none, folds: none}}
+stopping: {stopping}
 recovery: {{max_retries: 1000, no_progress_timeout: {no_progress_s}s}}
 budget: {{trials: {trials}}}
 mlflow: {mlflow}
@@ -51,6 +51,7 @@ class Setting:
     epochs: int = 20
     max_samples: int = 300
     num_ranks: int = 2
+    stopping: str = "{epochs: none, folds: none}"
     no_progress_s: float = 60.0
     storage: str | None = None
     """SQLAlchemy URL; a SQLite file in the folder when not given."""
@@ -75,6 +76,7 @@ class Setting:
             "epochs": self.epochs,
             "max_samples": self.max_samples,
             "no_progress_s": self.no_progress_s,
+            "stopping": self.stopping,
             "mlflow": self.mlflow or "null",
         }
         text = STUDY.format(checkout=CHECKOUT, strategy=strategy, devices=self.num_ranks, **values)

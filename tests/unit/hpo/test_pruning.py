@@ -15,7 +15,7 @@ from hpo.definition import StudyDefinition
 from hpo.pruning import Pruner, is_audited
 from hpo.step_axis import StepAxis
 from hpo.stopping.field import Runner
-from hpo.stopping.halving import Halving, fold_rungs
+from hpo.stopping.halving import Halving, fold_halving
 from hpo.study_config import StoppingConfig, StudyConfig
 from hpo.tally import FOLD_SCORES, PAUSED
 from training.config import JobConfig, Layer
@@ -174,7 +174,7 @@ def test_the_audit_takes_about_its_share_and_always_the_same_trials() -> None:
 
 # Promotions
 
-HALVING = Halving(rungs=fold_rungs(2, 3), keep=0.5)
+HALVING = Halving(rungs=fold_halving(2, 3, 0.5).rungs, places=(0.5, 0.25))
 
 
 def paused(study: optuna.Study, *folds: list[float], **attributes: Any) -> None:

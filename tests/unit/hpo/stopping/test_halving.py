@@ -10,9 +10,9 @@ import pytest
 
 from hpo.checkpoint_room import checkpoint_bytes, forget_checkpoints, make_room
 from hpo.stopping.field import Field, Runner
-from hpo.stopping.halving import FIRST, GROWTH, Halving, Rung, epoch_rungs, fold_rungs
+from hpo.stopping.halving import FIRST, GROWTH, Halving, epoch_halving, fold_halving
 
-HALVING = Halving(rungs=((0.5, 0, 0), (1, 0, 0), (1, 1, 1)), keep=0.4)
+HALVING = Halving(rungs=((0.5, 0, 0), (1, 0, 0), (1, 1, 1)), places=(0.4, 0.16))
 """Half of the first of three folds, all of it, and all of them."""
 EPOCHS = 4
 
@@ -87,8 +87,8 @@ def climb(field: Field, *, is_end: bool) -> dict[int, int]:
     ],
 )
 def test_rungs_are_half_a_fold_one_two_four_and_all(num_folds: int, whole: list[int]) -> None:
-    rungs = fold_rungs(num_folds, 2)
-    assert fold_rungs(num_folds, 1) == rungs[1:], "one epoch has no half"
+    rungs = fold_halving(num_folds, 2, 0.4).rungs
+    assert fold_halving(num_folds, 1, 0.4).rungs == rungs[1:], "one epoch has no half"
     assert rungs[0] == (0.5,) + (0.0,) * (num_folds - 1)
     assert [sum(rung) for rung in rungs[1:]] == whole
     assert all(set(rung) <= {0.0, 1.0} and sorted(rung, reverse=True) == [*rung] for rung in rungs[1:])
@@ -106,8 +106,16 @@ def test_rungs_are_half_a_fold_one_two_four_and_all(num_folds: int, whole: list[
 def test_rungs_of_epochs_grow_by_eta_and_end_with_the_whole_training(
     lowest: int, eta: int, epochs: int, expected: list[int]
 ) -> None:
-    halving = Halving(rungs=epoch_rungs(lowest, eta, epochs, 2), keep=1 / eta)
+    halving = epoch_halving(lowest, eta, epochs, 2)
     assert [halving.until(rung, epochs) for rung in range(len(halving.rungs))] == [(each, each) for each in expected]
+
+
+def test_of_half_a_fold_an_eighth_more_go_on() -> None:
+    assert fold_halving(5, 8, 0.4).places == pytest.approx((0.45, 0.16, 0.064, 0.0256))
+    assert fold_halving(5, 1, 0.4).places == pytest.approx((0.4, 0.16, 0.064)), "whole folds only"
+    assert fold_halving(5, 8, 0.95).places[0] == 1.0, "no more than there are"
+    assert fold_halving(1, 1, 0.4).places == (), "of one fold by one epoch everyone has all"
+    assert epoch_halving(1, 3, 9, 5).places == pytest.approx((1 / 3, 1 / 9))
 
 
 @pytest.mark.parametrize(("epochs", "half"), [(1, 1), (2, 1), (3, 2), (8, 4)])
@@ -226,14 +234,14 @@ def test_trials_of_different_epochs_are_compared_at_the_same_share() -> None:
 
 
 def test_a_trial_of_which_one_fold_is_behind_has_not_reached_the_rung() -> None:
-    by_epochs: tuple[Rung, ...] = epoch_rungs(1, 2, EPOCHS, 3)
+    by_epochs = epoch_halving(1, 2, EPOCHS, 3)
     field = Field(num_folds=3, max_epochs=EPOCHS)
     curves = np.full((3, EPOCHS), np.nan)
     curves[:2, 0] = 0.5
     finals = np.full(3, np.nan)
     field.add([Runner(number=0, root=0, curves=curves, finals=finals, num_epochs=EPOCHS, is_paused=True)])
-    assert np.isnan(field.means(by_epochs[0])).all()
-    assert Halving(rungs=by_epochs, keep=0.5).promotable(field, is_end=True) is None
+    assert np.isnan(field.means(by_epochs.rungs[0])).all()
+    assert by_epochs.promotable(field, is_end=True) is None
 
 
 def test_who_cannot_be_promoted_whatever_the_rest_scores_is_hopeless() -> None:
