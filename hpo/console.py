@@ -196,7 +196,6 @@ class _Board:
         self.front: tuple[int, ...] = ()
         self.trials: dict[int, _Trial] = {}
         self.jobs: dict[events.JobLabel, _Job] = {}
-        self._fold_seconds: list[float] = []
         self._at_once = 1
         """Most jobs that ran side by side."""
         self._deadline: float | None = None
@@ -217,18 +216,17 @@ class _Board:
                 self.jobs[label].hear(record)
             case events.JobFinished(label=events.JobLabel(trial=int(trial))):
                 self._finish_fold(event, self.trials[trial])
+            case events.Estimate(job_s=job_s):
+                self._deadline = None if job_s is None else self.clock() + job_s / self._at_once
             case events.TrialFinished():
                 self._finish_trial(event)
             case events.SweepFinished():
                 self.trials.clear()
 
     def _finish_fold(self, event: events.JobFinished, trial: _Trial) -> None:
-        job = self.jobs.pop(event.label)
-        # A fold that failed or was stopped early says nothing about how long one takes.
+        del self.jobs[event.label]
         if event.result is not None and event.result.status is JobStatus.COMPLETE:
-            self._fold_seconds.append(self.clock() - job.started)
             trial.scores.append(self.values(event.result.metrics))
-            self._estimate()
 
     def _finish_trial(self, event: events.TrialFinished) -> None:
         self.num_finished = self.num_finished + 1 if event.num_finished is None else event.num_finished
@@ -237,14 +235,6 @@ class _Board:
             # The best may also come from another worker of the same study; then its trial is not known here.
             self.best_trial = event.number if event.value == event.best_value else None
         self.best_value, self.front = event.best_value, event.front
-        self._estimate()
-
-    def _estimate(self) -> None:
-        if self.sweep is not None and self._fold_seconds:
-            mean = sum(self._fold_seconds) / len(self._fold_seconds) / self._at_once
-            num_done = sum(len(trial.scores) for trial in self.trials.values())
-            num_left = (self.sweep.total_trials - self.num_finished) * self.num_splits - num_done
-            self._deadline = self.clock() + mean * num_left
 
     def standing(self) -> str:
         """``best 0.8390 (trial 3)  3/6 trials  ETA 1m 20s``, as much of it as is known."""

@@ -165,6 +165,11 @@ class Folds:
         return f"{len(self._scores)} of {self._num_splits} folds are done, {len(self.begun)} begun"
 
     @property
+    def epochs_left(self) -> int:
+        """Over all folds, until it is paused or ends."""
+        return sum(max(0, until - self._reached.get(fold, 0)) for fold, until in enumerate(self.until))
+
+    @property
     def next_epochs(self) -> range:
         """The epochs that the fold which `start` would give is to train, counted from 0."""
         fold = self._to_start[0]
@@ -190,7 +195,7 @@ class Folds:
     def finish(self, fold: int, result: TrialResult) -> None:
         """A fold has ended."""
         del self._running[fold]
-        if failure := result.failure or _unusable(self._criteria, result, self.split_id):
+        if failure := result.failure or _unusable(self._criteria, result, self.split_id, self.until[fold]):
             self.fail(fold, failure)
         if self.failure:
             self.micro_batch = self.micro_batch or _micro_batch(self.config, result)
@@ -214,12 +219,12 @@ class Folds:
         del self._running[fold]
 
     def share_trained(self, fold: int, result: TrialResult) -> float | None:
-        """Of a fold's epochs, the part that its job has trained; None where it did not train all that it was to, or so
-        little (less than half) that its start would count for too much."""
+        """Of a fold's epochs, the part that its job has trained; None where it did not train all that it was to, or
+        went on for so little (less than half) that its start would count for too much."""
         is_paused = result.status is JobStatus.STOPPED and self._is_at_rung(fold)
-        is_through = is_paused or result.status is JobStatus.COMPLETE
-        share = len(self._next[fold]) / self.config.training.epochs
-        return share if is_through and share >= 0.5 else None
+        is_through, trained = is_paused or result.status is JobStatus.COMPLETE, self._next[fold]
+        share = len(trained) / self.config.training.epochs
+        return share if is_through and (share >= 0.5 or trained.start == 0) else None
 
     def _is_at_rung(self, fold: int) -> bool:
         return self._reached.get(fold, 0) >= self.until[fold] < self.config.training.epochs
@@ -327,11 +332,11 @@ def _micro_batch(config: JobConfig, result: TrialResult) -> int | None:
     return config.batch_plan(result.world_size).micro_batch_size
 
 
-def _unusable(criteria: Criteria, result: TrialResult, split_id: str | None) -> Failure | None:
-    """Why the score of a job that did not fail cannot be used."""
+def _unusable(criteria: Criteria, result: TrialResult, split_id: str | None, until: int) -> Failure | None:
+    """Why the score of a job that did not fail, and was to be paused after `until` epochs, cannot be used."""
     if split_id not in (None, result.split_id):
         return Failure(kind=FailureKind.DATA, message="the data changed between two folds of this trial")
-    if result.status is JobStatus.STOPPED:  # perhaps before it scored anything
+    if result.status is JobStatus.STOPPED and result.paused_at != until:  # perhaps before it scored anything
         return None
     metric = criteria.unusable(result.metrics)
     if metric is None:

@@ -117,6 +117,7 @@ class StudyDefinition:
             "search_space": space,
             "config": fixed,
             "max_epochs": self.max_epochs,
+            "base_epochs": self.job.training.epochs,
         }
 
 

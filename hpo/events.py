@@ -2,7 +2,7 @@
 
     SweepStarted
       TrialStarted
-        JobStarted  JobProgress ...  JobFinished        one job per fold
+        JobStarted  JobProgress ...  JobFinished  Estimate        one job per fold
       TrialFinished
     SweepFinished
 
@@ -126,6 +126,14 @@ class TrialFinished:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What is left of the search."""
+
+    job_s: float | None
+    """Seconds of all jobs to come, as if they ran one after the other; None as long as nothing is known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SweepFinished:
     """No more trials will start; `interrupted` is True after Ctrl-C, SIGTERM or an error."""
 
@@ -141,7 +149,8 @@ class Notice:
     message: str
 
 
-Event = SweepStarted | TrialStarted | JobStarted | JobProgress | JobFinished | TrialFinished | SweepFinished | Notice
+OfJob = JobStarted | JobProgress | JobFinished
+Event = SweepStarted | TrialStarted | OfJob | Estimate | TrialFinished | SweepFinished | Notice
 Listener = Callable[[Event], None]
 
 

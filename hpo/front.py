@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial
 
 from hpo.console import number
 from hpo.criteria import Score, as_tuple, signs
+from hpo.pruning import Promotion
 from hpo.stopping.dominance import Racer, dominator
 from hpo.stopping.field import Floats
 from hpo.study import no_completed_trial
@@ -82,15 +83,17 @@ class FrontRace:
         found = dominator(runner.scores, self._told, risk=1.0)
         return None if found is None else tuple(map(float, self._signs * self._told[found[0]].mean(axis=0)))
 
-    epochs_to_climb = 0
-    """No trial is paused."""
+    def epochs_to_climb(self, total: int = 0) -> int:
+        """None: no trial is paused."""
+        return 0
 
     def until(self, num_epochs: int, *, num_folds: int = 1) -> tuple[int, ...]:
         """All epochs of each fold."""
         return (num_epochs,) * self._num_folds
 
-    def promotable(self, *, is_end: bool) -> None:
+    def promotions(self, *, is_end: bool) -> list[Promotion]:
         """There is no halving with several objectives."""
+        return []
 
     def hopeless(self, total: int) -> list[int]:
         """No trial."""

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.step_axis import StepAxis
 from hpo.stopping.field import estimate
-from hpo.tally import ESTIMATE, REVIVES
+from hpo.tally import CONTINUES, ESTIMATE
 
 Space: TypeAlias = dict[str, BaseDistribution]
 
@@ -51,11 +51,10 @@ class HistorySampler(BaseSampler):
         self._sampler.reseed_rng()
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Choose what the sampler sees; of a trial that was taken up again, the later part."""
+        """Choose what the sampler sees; of a trial that others went on with, what came of it."""
         every = study.get_trials(deepcopy=False)
-        replaced = {each.user_attrs[REVIVES] for each in every if each.state in TOLD and REVIVES in each.user_attrs}
         ahead = _ahead(study, every)
-        trials = [_as_completed(study, each, self._axis, ahead) for each in every if each.number not in replaced]
+        trials = _as_sampled([_as_completed(study, each, self._axis, ahead) for each in every])
         if self._max_history is not None:
             trials = best_and_newest(trials, self._max_history, study.direction)
         if isinstance(self._sampler, GPSampler):
@@ -117,6 +116,26 @@ def _as_completed(study: Study, trial: FrozenTrial, axis: StepAxis, ahead: Froze
             completed.values = values if found is None else [found]
         known[trial.number] = beside, completed
     return known[trial.number][1]
+
+
+def _as_sampled(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """`trials`, those that were told last of what others went on with in the place of the first of these.
+
+    It was sampled then: NSGA-II and CMA-ES know what they asked for by its number and its attributes.
+    """
+    by_number, last = {each.number: each for each in trials}, dict[int, FrozenTrial]()
+    for each in trials:
+        if each.state in TOLD and (root := each.user_attrs.get(CONTINUES)) in by_number:
+            last[root] = each
+    kept = [each for each in trials if each.state not in TOLD or CONTINUES not in each.user_attrs]
+    return [_in_place_of(each, last[each.number]) if each.number in last else each for each in kept]
+
+
+def _in_place_of(first: FrozenTrial, last: FrozenTrial) -> FrozenTrial:
+    found = copy.copy(last)
+    found.number, found._trial_id = first.number, first._trial_id
+    found.system_attrs = {**first.system_attrs, **last.system_attrs}
+    return found
 
 
 def with_common_constraints(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -16,13 +16,13 @@ from optuna.trial import TrialState as OptunaState
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpo import interruption
-from hpo.budget import Spent
 from hpo.console import counted
 from hpo.deadline import Clock, Deadline
 from hpo.definition import StudyDefinition
 from hpo.devices import detect_hardware
 from hpo.errors import DeviceError, DiskFullError, StudyNotFoundError
 from hpo.events import (
+    Estimate,
     Event,
     JobFinished,
     JobProgress,
@@ -32,13 +32,14 @@ from hpo.events import (
     TrialState,
 )
 from hpo.ledger import ledger_of
+from hpo.outlook import Outlook
 from hpo.past import opening
 from hpo.patience import OUTAGE_S
 from hpo.policy import FROM_OUTSIDE, Action, Delays, Policy, Verdict, hopeless
 from hpo.resources import Resources
 from hpo.silence import SILENCE_S, Silence
 from hpo.slots import Slots
-from hpo.spending import Meter, budget_of, fold_times, spent
+from hpo.spending import Meter, budget_of, fold_times
 from hpo.study import (
     interrupt,
     num_finished,
@@ -55,6 +56,8 @@ from training.errors import Failure, FailureKind
 
 ATTEND_S = 5.0
 """How often a sweep says that it lives, and looks whether others do."""
+LOOK_S = 1.0
+"""Between two looks for a paused trial that goes on; there may be thousands of records in between."""
 LAST_OUTAGE_S = 5.0
 """How long a sweep waits at its end for a database that is away."""
 BLAMELESS = (
@@ -95,14 +98,15 @@ class Sweep:
         self._resources = Resources(definition, detect_hardware(), self._say, study)
         self._slots = Slots(crews_stay=definition.config.resources.processes == "per_trial")
         self._trials = Trials(definition, study, listen, self._resources)
+        self._outlook = Outlook(definition, study, self._trials, self._resources, self._deadline, self._meter)
         self._silence = Silence()
         self._policy, self._delays = Policy(definition.config.recovery), Delays(clock)
         self._running: dict[int, Running] = {}
         """By number."""
         self._asks = True
         """Whether it still asks for new trials."""
-        self._looks = True
-        """Whether it still takes up paused ones."""
+        self._looks, self._next_look = True, -math.inf
+        """Whether it still takes up paused ones, and when again, if no trial of ours ends before."""
         self._has_said_that_it_waits = self._is_preempted = False
         """Whether it was told to leave."""
         self.hopeless: Failure | None = None
@@ -237,8 +241,10 @@ class Sweep:
             limit = self._definition.config.budget.deadline
             at = "told to leave" if self._is_preempted else f"budget.deadline of {limit:g} s"
             self._say(f"{at}: {trials} parked and queued again; the same command continues the study")
-        if self._budget.config.device_hours is not None and (above := self._budget.overrun(self._spent())):
-            self._say(above)
+        if self._budget.config.device_hours is not None:
+            above = self._budget.overrun(self._outlook.spent(self._seconds))
+            if above:
+                self._say(above)
 
     def _start_job(self) -> bool:
         """Start the next fold of a trial that waits, or of a new trial, or another of one that runs.
@@ -289,8 +295,9 @@ class Sweep:
         return len(self._running) - len(self._delays)
 
     def _num_jobs_left(self) -> int:
-        to_ask = self._budget.total - places_taken(self._study) if self._asks else 0
-        return sum(each.folds.num_left for each in self._running.values()) + max(0, to_ask) * self._trials.first_jobs
+        to_ask = max(0, self._budget.total - places_taken(self._study)) if self._asks else 0
+        begun = sum(each.folds.num_left for each in self._running.values())
+        return begun + to_ask * self._trials.first_jobs + self._trials.jobs_to_promote(is_end=not self._asks)
 
     def _hear(self, event: Event | None) -> None:
         """Pass on what a job tells, and decide what follows from it."""
@@ -318,6 +325,7 @@ class Sweep:
             self._trials.fold_ended(running, event.label.fold, event.result)
         elif running.folds.stopped or running.folds.failure:  # else what ended the job is about to be raised
             running.folds.drop(event.label.fold)
+        self._listen(Estimate(job_s=self._outlook.job_seconds_left(self._running.values(), asks=self._asks)))
         if running.folds.is_over:
             self._slots.dismiss_idle()  # while the next trial is asked for
             self._tell(running)
@@ -363,7 +371,9 @@ class Sweep:
         return reason is None
 
     def _reason_to_end(self) -> str | None:
-        return "" if self.hopeless is not None else self._budget.reason_to_end(self._with_climb(self._spent()))
+        if self.hopeless is not None:
+            return ""
+        return self._budget.reason_to_end(self._outlook.spent_and_due(self._seconds))
 
     @property
     def _num_elsewhere(self) -> int:
@@ -371,27 +381,10 @@ class Sweep:
         here = sum(REVIVES not in each.trial.user_attrs for each in self._running.values())
         return places_taken(self._study) - num_finished(self._study) - here
 
-    def _spent(self) -> Spent:
-        """By the study and its other processes, and by the jobs that run here."""
-        so_far, seconds = spent(self._study, self._definition), self._clock() - self._started
-        has_time = self._deadline.fits(None, 1 if self._is_one_queued else self._trials.first_epochs)
-        device_s = so_far.device_s + self._meter.running_s
-        return replace(so_far, device_s=device_s, seconds=seconds, has_time=has_time)
-
     @property
-    def _is_one_queued(self) -> bool:
-        """Whether a trial waits; it may have little left to train."""
-        return tally_of(self._study).states()[OptunaState.WAITING] > 0
-
-    def _with_climb(self, so_far: Spent) -> Spent:
-        """And what promotions will take when no more trials are asked for; a trial that waits was begun before."""
-        epochs, side_by_side = self._trials.epochs_to_climb, self._resources.max_trials
-        epoch_s = self._deadline.expected_s(None, 1)
-        if not epochs or epoch_s is None or self._is_one_queued:
-            return so_far
-        has_time = so_far.has_time and self._deadline.fits(None, self._trials.first_epochs + epochs / side_by_side)
-        climb_s, device_s = epochs * epoch_s / side_by_side, epochs * epoch_s * self._meter.num_devices
-        return replace(so_far, has_time=has_time, climb_s=climb_s, climb_device_s=device_s)
+    def _seconds(self) -> float:
+        """Since the first trial began."""
+        return self._clock() - self._started
 
     def _waits_for_others(self) -> bool:
         """Whether paused trials may go on when those of other processes have ended; says so once."""
@@ -405,13 +398,15 @@ class Sweep:
 
     def _takes_up_another(self) -> bool:
         """Whether a paused trial goes on, now that all new ones have had their turn."""
-        if self.hopeless is not None or self.parked or not self._looks:
+        if self.hopeless is not None or self.parked or not self._looks or self._clock() < self._next_look:
             return False
         # It takes no new place, pauses are no lack of progress, and a timeout is for new trials.
-        spent = replace(self._spent(), trials=0, streak=0)
+        spent = replace(self._outlook.spent(self._seconds), trials=0, streak=0)
         reason = self._budget.reason_to_end(replace(spent, seconds=0.0))
         if reason is None:
-            return self._trials.promote(is_end=True, audits=self._budget.reason_to_end(spent) is None)
+            found = self._trials.promote(is_end=True, audits=self._budget.reason_to_end(spent) is None)
+            self._next_look = -math.inf if found else self._clock() + LOOK_S
+            return found
         self._looks = False
         if self._trials.is_one_to_go_on:
             self._say(f"{reason}; paused trials that may still win wait for it")
@@ -423,7 +418,7 @@ class Sweep:
         return Deadline(math.inf if wanted is None else began + wanted, known, self._clock)
 
     def _begin_trial(self) -> Running | None:
-        taken = take_place(self._study, self._definition, self._budget.total)
+        taken = take_place(self._study, self._definition, self._budget.total, asks=self._asks)
         if taken is None:
             return None  # another process took the last place at the same moment
         trial, params = taken
@@ -484,7 +479,7 @@ class Sweep:
         return is_ours
 
     def _forget(self, running: Running) -> None:
-        number = running.trial.number
+        number, self._next_look = running.trial.number, -math.inf
         del self._running[number]
         self._resources.forget(number)
         self._watchdog.forget(number)

@@ -59,10 +59,9 @@ def price_of(definition: StudyDefinition, storage: optuna.storages.BaseStorage |
     """The price of `definition`, by what the studies in `storage` know of it."""
     trials, folds = budget_of(definition).total, definition.job.cross_validation.num_splits
     searched = definition.config.search_space.get(EPOCHS)
-    fixed = definition.job.training.epochs
-    values = (
-        [fixed] if searched is None else [int(value) for value in searched.bounds or searched.choice or () if value]
-    )
+    values = [definition.job.training.epochs] if searched is None or searched.when else []
+    if searched is not None:
+        values += [int(value) for value in searched.bounds or searched.choice or () if value]
     return Price(
         limits=definition.config.budget.model_dump(exclude_none=True),
         trials=trials,

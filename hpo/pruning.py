@@ -23,7 +23,7 @@ def axis_of(study: optuna.Study) -> StepAxis:
     identity = study.user_attrs[IDENTITY]
     config = identity["config"]
     num_folds = config["cross_validation.folds"] * config.get("cross_validation.repeats", 1)
-    return StepAxis(identity["max_epochs"], num_folds)
+    return StepAxis(identity["max_epochs"], num_folds, identity.get("base_epochs"))
 
 
 def is_audited(number: int, share: float, *, seed: int) -> bool:
@@ -40,6 +40,8 @@ class Promotion:
     """Epochs of each fold, when it is paused again or has ended."""
     num_epochs: int
     """Of a whole fold of it."""
+    num_jobs: int
+    """Folds that it trains until then."""
     to_beat: float | None = None
     """The best value, where it goes on for the audit; else None."""
 
@@ -62,8 +64,8 @@ class Pruner:
         self._study, self._axis, self._sign, self._halving = study, axis, 1.0 if maximize else -1.0, halving
         self._epoch_rule, self._fold_rule = epoch_rule(config), fold_rule(config)
         self._audit, self._seed, self._target = config.audit, seed, target
-        self._asked: tuple[Any, Promotion | None] = None, None
-        """What was known when a promotion was asked for last, and what was found."""
+        self._asked: tuple[Any, list[Promotion]] = None, []
+        """What was known when promotions were asked for last, and what was found."""
         self._field = Field(num_folds=axis.num_folds, max_epochs=axis.max_epochs)
 
     def new_runner(self, number: int, root: int, num_epochs: int) -> Runner:
@@ -123,10 +125,10 @@ class Pruner:
         wide = (until for until in found if sum(map(bool, until)) >= num_folds)
         return next(wide, (num_epochs,) * self._axis.num_folds)
 
-    def promotable(self, *, is_end: bool) -> Promotion | None:
-        """A paused trial that goes on."""
+    def promotions(self, *, is_end: bool) -> list[Promotion]:
+        """The paused trials that go on now, the first one first."""
         if self._halving is None:
-            return None
+            return []
         self._read_told()
         tally = tally_of(self._study)
         aside, runs = tally.taken_up(), bool(tally.running())
@@ -134,41 +136,40 @@ class Pruner:
         known = self._field.num_added, int(self._field.is_paused.sum()), aside, is_end, runs
         if self._asked[0] != known:  # else nothing has changed
             found = self._on_target(self._halving, aside) or self._promoted(self._halving, aside, is_end)
-            self._asked = known, found or (self._audited(self._halving, aside) if is_end and not runs else None)
+            self._asked = known, found or (self._audited(self._halving, aside) if is_end and not runs else [])
         return self._asked[1]
 
-    def _promoted(self, halving: Halving, aside: set[int], is_end: bool) -> Promotion | None:
-        found = halving.promotable(self._field, aside, is_end=is_end)
-        return None if found is None else _to(found[0], halving, found[1])
+    def _promoted(self, halving: Halving, aside: set[int], is_end: bool) -> list[Promotion]:
+        found = halving.promotions(self._field, aside, is_end=is_end)
+        return [_to(runner, halving, rung) for runner, rung in found]
 
-    def _on_target(self, halving: Halving, aside: set[int]) -> Promotion | None:
+    def _on_target(self, halving: Halving, aside: set[int]) -> list[Promotion]:
         """The best of those that seem to reach the target."""
         if self._target is None:
-            return None
+            return []
         waiting = {each: self._estimate(each) for each in halving.waiting(self._field) if each.number not in aside}
         target = self._sign * self._target
         reaching = {each: value for each, value in waiting.items() if value is not None and value >= target}
         best = max(reaching, key=lambda each: reaching[each], default=None)
-        return None if best is None else _to(best, halving, len(halving.rungs) - 1)
+        return [] if best is None else [_to(best, halving, len(halving.rungs) - 1)]
 
-    def _audited(self, halving: Halving, aside: set[int]) -> Promotion | None:
-        """One that was left behind, once all others have ended."""
-        ahead = self._field.incumbent
+    def _audited(self, halving: Halving, aside: set[int]) -> list[Promotion]:
+        """Those of the audit that were left behind, once all others have ended."""
+        if (ahead := self._field.incumbent) is None:
+            return []
         left = (each for each in halving.waiting(self._field) if self._is_audited(each) and each.number not in aside)
-        if ahead is None or (chosen := next(left, None)) is None:
-            return None
-        return replace(_to(chosen, halving, len(halving.rungs) - 1), to_beat=self._sign * ahead.mean)
+        ends = (_to(each, halving, len(halving.rungs) - 1) for each in left)
+        return [replace(each, to_beat=self._sign * ahead.mean) for each in ends]
 
     def _is_audited(self, runner: Runner) -> bool:
         return is_audited(runner.root, self._audit, seed=self._seed)
 
-    @property
-    def epochs_to_climb(self) -> int:
-        """Epochs, over all folds, that promotions would take if no other trial came."""
+    def epochs_to_climb(self, total: int = 0) -> int:
+        """Epochs, over all folds, that promotions would take if no other trial came, or as many as make `total`."""
         if self._halving is None:
             return 0
         self._read_told()
-        return self._halving.epochs_to_climb(self._field, self._axis.max_epochs)
+        return self._halving.epochs_to_climb(self._field, self._axis.max_epochs, total)
 
     def hopeless(self, total: int) -> list[int]:
         """Numbers of the trials paused at a rung that no result of `total` trials could promote any more."""
@@ -216,5 +217,6 @@ class Pruner:
 
 
 def _to(runner: Runner, halving: Halving, rung: int) -> Promotion:
-    epochs = runner.num_epochs
-    return Promotion(number=runner.number, until=halving.until(rung, epochs), num_epochs=epochs)
+    until, reached = halving.until(rung, runner.num_epochs), (~np.isnan(runner.curves)).sum(axis=1)
+    num_jobs = int((reached < until).sum())
+    return Promotion(number=runner.number, until=until, num_epochs=runner.num_epochs, num_jobs=num_jobs)

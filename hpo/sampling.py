@@ -49,13 +49,20 @@ def sampler_for(definition: StudyDefinition, done: int) -> BaseSampler:
     """The study's sampler for the trial after `done` others.
 
     Samplers that only draw random numbers get a seed of their own per trial, so a continued sweep samples what an
-    uninterrupted one would have, and never the same points again.
+    uninterrupted one would have, and never the same points again. Where trials are halved there are four times as many
+    of them, and TPE looks at each parameter by itself: as multivariate it keeps to the first category that was good.
     """
     config = definition.config.sampler
     seed = int(np.random.SeedSequence((config.seed, done)).generate_state(1)[0])
+    is_joint = not definition.config.halves
     build: dict[str, Callable[[], BaseSampler]] = {
         "random": lambda: RandomSampler(seed=seed),
-        "tpe": lambda: TPESampler(seed=seed, n_startup_trials=config.startup_trials, group=_is_conditional(definition)),
+        "tpe": lambda: TPESampler(
+            seed=seed,
+            n_startup_trials=config.startup_trials,
+            multivariate=is_joint,
+            group=is_joint and _is_conditional(definition),
+        ),
         "gp": lambda: GPSampler(seed=seed, n_startup_trials=config.startup_trials),
         "cmaes": lambda: CmaEsSampler(
             seed=seed, n_startup_trials=config.startup_trials, warn_independent_sampling=False

@@ -239,14 +239,14 @@ def fold_dir(study: optuna.Study, number: int, fold: int) -> RunDir:
 
 
 def take_place(
-    study: optuna.Study, definition: StudyDefinition, total: int
+    study: optuna.Study, definition: StudyDefinition, total: int, *, asks: bool = True
 ) -> tuple[optuna.Trial, dict[str, Any]] | None:
     """The next trial and its hyperparameters, or None when `total` places are taken: by sweeps beside this one, too.
 
-    One that takes up a stopped trial takes the place of that one.
+    One that takes up a stopped trial takes the place of that one; without `asks` there are none but these.
     """
     with _one_at_a_time(study):  # they see it before they sample
-        if places_taken(study) >= total and not tally_of(study).is_one_to_revive():
+        if not (asks and places_taken(study) < total) and not tally_of(study).num_to_revive():
             return None
         try:
             trial, params = ask(study, definition)

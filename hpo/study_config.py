@@ -415,6 +415,11 @@ class StudyConfig(Section):
         return {**values, "stopping": stopping}
 
     @property
+    def halves(self) -> bool:
+        """Whether trials are paused, and the best of them go on."""
+        return self.fidelity is not None or self.stopping.folds == "halving"
+
+    @property
     def objectives(self) -> list[ObjectiveConfig]:
         """One or several."""
         return self.objective if isinstance(self.objective, list) else [self.objective]

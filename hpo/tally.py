@@ -177,12 +177,12 @@ class Tally:
             )
             return any(number not in self._revivals for number in runs)
 
-    def is_one_to_revive(self) -> bool:
-        """Whether a trial waits that takes up a stopped one."""
+    def num_to_revive(self) -> int:
+        """Trials that wait and take up a stopped one."""
         with self._lock:
             self._read()
             waits = {number for number, state, _ in self._open.values() if state is TrialState.WAITING}
-            return bool(waits & self._revivals.keys())
+            return len(waits & self._revivals.keys())
 
     def running(self) -> list[int]:
         """The ids of the RUNNING trials that were not interrupted, by their numbers."""

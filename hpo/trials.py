@@ -90,12 +90,11 @@ class Judge(Protocol):
         """Epochs of each fold after which a new trial is paused that is to begin so many folds; all of them where none
         is paused."""
 
-    def promotable(self, *, is_end: bool) -> Promotion | None:
-        """A paused trial that goes on."""
+    def promotions(self, *, is_end: bool) -> list[Promotion]:
+        """The paused trials that go on now."""
 
-    @property
-    def epochs_to_climb(self) -> int:
-        """Epochs, over all folds, that promotions would take if no other trial came."""
+    def epochs_to_climb(self, total: int = 0) -> int:
+        """Epochs, over all folds, that promotions would take if no other trial came, or as many as make `total`."""
 
     def hopeless(self, total: int) -> list[int]:
         """Numbers of the trials paused at a rung that no result of `total` trials could promote any more."""
@@ -174,8 +173,9 @@ class Trials:
                 return ENDED_FROM_OUTSIDE
 
         label = JobLabel(study=self._study.study_name, trial=trial.number)
-        num_folds = 2 if self._resources.is_to_measure else 1
-        until = trial.user_attrs.get(UNTIL) or self._judge.until(config.training.epochs, num_folds=num_folds)
+        until = self._judge.until(config.training.epochs, num_folds=2 if self._resources.is_to_measure else 1)
+        if self._definition.config.halves:  # else a rule that has gone since asked for the pause
+            until = trial.user_attrs.get(UNTIL) or until
         goes_on_after = self._policy.goes_on_after
         folds = Folds(
             config, folder, label, self._definition.criteria, on_epoch, until=until, goes_on_after=goes_on_after
@@ -237,24 +237,28 @@ class Trials:
         """Folds of a new trial before it is paused."""
         return sum(map(bool, self._judge.until(self._definition.max_epochs)))
 
-    @property
-    def epochs_to_climb(self) -> int:
-        """Epochs, over all folds, that paused trials are still to train if no other trial comes."""
-        return self._judge.epochs_to_climb
+    def epochs_to_climb(self, total: int = 0) -> int:
+        """Epochs, over all folds, that promotions would take if no other trial came, or as many as make `total`."""
+        return self._judge.epochs_to_climb(total)
 
     def promote(self, *, is_end: bool = False, audits: bool = True) -> bool:
         """Queue a paused trial that goes on to the next rung, or the audited ones.
 
         Returns whether one waits, of whatever process.
         """
-        while (found := self._judge.promotable(is_end=is_end)) and (audits or found.to_beat is None):
+        while (found := next(iter(self._judge.promotions(is_end=is_end)), None)) and (audits or found.to_beat is None):
             audit = {} if found.to_beat is None else {AUDIT: {"reason": "left behind", "to_beat": found.to_beat}}
             if revive(self._study, found.number, **{UNTIL: list(found.until), **audit}):
                 why = "runs on for the audit:" if audit else "is promoted, to"
                 self._say(f"trial {found.number} {why} {so_far(found.until, found.num_epochs)}")
             if not audit:  # of these, all at once
                 break
-        return tally_of(self._study).is_one_to_revive()
+        return tally_of(self._study).num_to_revive() > 0
+
+    def jobs_to_promote(self, *, is_end: bool) -> int:
+        """Folds that paused trials may train now, and one of each that is queued for it."""
+        may_go_on = sum(each.num_jobs for each in self._judge.promotions(is_end=is_end))
+        return may_go_on + tally_of(self._study).num_to_revive()
 
     @property
     def may_go_on(self) -> bool:
@@ -264,7 +268,7 @@ class Trials:
     @property
     def is_one_to_go_on(self) -> bool:
         """Whether a paused trial is to go on."""
-        return tally_of(self._study).is_one_to_revive() or self._judge.promotable(is_end=True) is not None
+        return self.jobs_to_promote(is_end=True) > 0
 
     def tell(self, running: Running, verdict: Verdict | None = None) -> None:
         """A trial is over: tell the study what came of it. The `verdict` is on its failure."""

@@ -14,7 +14,7 @@ from hpo.criteria import as_tuple, signs
 from hpo.pruning import axis_of
 from hpo.reporting.summary import num_evaluated
 from hpo.step_axis import StepAxis
-from hpo.study import IDENTITY, is_feasible, trial_folder
+from hpo.study import is_feasible, trial_folder
 from hpo.tally import AUDIT, CONTINUES, DEVICE_SECONDS, FOLD_SCORES, SAMPLED
 from training.run_dir import RunDir
 
@@ -65,7 +65,7 @@ def cost_of(study: optuna.Study) -> Cost:
     pruned = [root for root, chain in chains.items() if chain[-1].state is TrialState.PRUNED]
     spent = {root: _fold_epochs(chain, study, axis) for root, chain in chains.items()}
     stopped = [root for root in pruned if spent[root]]  # others were refused for what they would take
-    saved = sum(axis.num_folds * _epochs(chains[root][-1], study, axis) - spent[root] for root in stopped)
+    saved = sum(axis.num_folds * _epochs(chains[root][-1], axis) - spent[root] for root in stopped)
     seconds = {root: [each.user_attrs.get(DEVICE_SECONDS) for each in chain] for root, chain in chains.items()}
     timed = {root: math.fsum(filter(None, parts)) for root, parts in seconds.items() if any(parts)}
     timed_epochs = sum(spent[root] for root in timed)
@@ -115,13 +115,12 @@ def _fold_epochs_on_disk(chain: Sequence[FrozenTrial], study: optuna.Study, axis
     """All of the folds that have ended, and of others what their run directories say, which the trials share."""
     scores = chain[-1].user_attrs.get(FOLD_SCORES, [])
     ended = {fold for fold, score in enumerate(scores) if score is not None}
-    begun, epochs = set(range(axis.num_folds)) - ended, _epochs(chain[-1], study, axis)
+    begun, epochs = set(range(axis.num_folds)) - ended, _epochs(chain[-1], axis)
     run_dirs = [[RunDir(trial_folder(study, each) / f"fold_{fold}") for each in chain] for fold in begun]
     trained = sum(min(epochs, max(map(num_evaluated, of_fold))) for of_fold in run_dirs)
     return len(ended) * epochs + trained
 
 
-def _epochs(trial: FrozenTrial, study: optuna.Study, axis: StepAxis) -> int:
+def _epochs(trial: FrozenTrial, axis: StepAxis) -> int:
     """Of each fold of a trial that is not stopped."""
-    fixed = study.user_attrs[IDENTITY]["config"].get(EPOCHS, axis.max_epochs)
-    return int(trial.user_attrs.get(SAMPLED, trial.params).get(EPOCHS, fixed))
+    return int(trial.user_attrs.get(SAMPLED, trial.params).get(EPOCHS, axis.base_epochs or axis.max_epochs))

@@ -13,8 +13,9 @@ Floats = NDArray[np.float64]
 
 
 def epochs_of(share: float, num_epochs: Any) -> NDArray[np.int64]:
-    """A share of so many epochs (one number, or an array of them), in whole ones: at least 1 of more than none."""
-    return np.maximum(np.rint(share * np.asarray(num_epochs)), share > 0).astype(np.int64)
+    """A share of so many epochs (one number, or an array of them), in whole ones, at least 1 of more than none: of half
+    an epoch, one."""
+    return np.maximum(np.floor(share * np.asarray(num_epochs) + 0.5), share > 0).astype(np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

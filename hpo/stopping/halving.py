@@ -44,10 +44,8 @@ class Halving:
         """Epochs of each fold that a trial of `epochs` trains before it is paused at this rung."""
         return tuple(int(epochs_of(share, epochs)) for share in self.rungs[rung])
 
-    def promotable(
-        self, field: Field, aside: Container[int] = (), *, is_end: bool = False
-    ) -> tuple[Runner, int] | None:
-        """The trial to go on with, and the rung it goes on to; None when there is none yet.
+    def promotions(self, field: Field, aside: Container[int] = (), *, is_end: bool = False) -> list[tuple[Runner, int]]:
+        """The trials to go on with now, and the rung they go on to.
 
         The lowest rung first, and there the best; nobody goes on from the next one before all who are to have come to
         it. At the end (`is_end`) all trials count, and the best of however few comes to the last rung. Those with
@@ -61,11 +59,9 @@ class Halving:
             keep = self.places[rung] / (self.places[rung - 1] if rung else 1.0)
             num_promoted = min(self._num_promoted(rung, settled), _rounded_up(keep * len(ranked)))
             waiting = [*_waiting(field, means, rung, ranked[:num_promoted])]
-            if found := next((runner for runner in waiting if runner.number not in aside), None):
-                return found, rung + 1
             if waiting:
-                return None
-        return None
+                return [(runner, rung + 1) for runner in waiting if runner.number not in aside]
+        return []
 
     def hopeless(self, field: Field, total: int) -> Iterator[Runner]:
         """The paused trials that cannot be promoted any more, whatever the rest of `total` trials score."""
@@ -79,11 +75,11 @@ class Halving:
         for rung in range(len(self.rungs) - 1):
             yield from _waiting(field, means, rung, _ranked(field, means[rung])[::-1])
 
-    def epochs_to_climb(self, field: Field, epochs: int) -> int:
-        """Epochs, over all folds, that promotions would take if no other trial came; `epochs` are those of a fold."""
-        means = self._means(field)
-        count = int((~np.isnan(field.means(self.rungs[0]))).sum())
-        reached = [int((~np.isnan(row)).sum()) for row in means]
+    def epochs_to_climb(self, field: Field, epochs: int, total: int = 0) -> int:
+        """Epochs, over all folds, that promotions would take if no other trial came, or as many as make `total`;
+        `epochs` are those of a fold."""
+        reached = [int((~np.isnan(row)).sum()) for row in self._means(field)]
+        count = max(reached[0], total)
         places = [max(0, self._num_promoted(rung, count) - above) for rung, above in enumerate(reached[1:])]
         return sum(place * step for place, step in zip(places, self._steps(epochs), strict=True))
 
@@ -114,8 +110,8 @@ class Halving:
 
 
 def _rounded_up(number: float) -> int:
-    """What is whole but for the arithmetic stays."""
-    return math.ceil(number - 1e-9)
+    """What is whole but for the arithmetic stays; of more than nothing it is at least 1."""
+    return math.ceil(number * (1 - 1e-9))
 
 
 def _settled(count: int) -> int:

@@ -20,6 +20,9 @@ import numpy as np
 import optuna
 import pytest
 
+from hpo.definition import load_definition
+from hpo.storage import open_storage
+from hpo.study import open_study, revive
 from tests.integration.conftest import CHECKOUT, alive, kill_with_undertaker, ranks_under, run_hpo, start_hpo
 from training.run_dir import Event, Outcome, RunDir
 
@@ -260,6 +263,29 @@ def test_few_trials_are_trained_to_the_end_and_each_goes_on_from_where_it_was_pa
     assert Path(best["config"]) == workplace / f"runs/digits/trial_{best['number']:04d}/config.yaml"
     assert len(outcomes(workplace)) == sum(len(list(path.glob("fold_*"))) for path in workplace.glob("runs/digits/t*"))
     assert "started" not in run_hpo("sweep", "--study", "digits", "--trials", "5").stderr
+    opened = open_study(load_definition("digits"), open_storage("sqlite:///runs/studies.db"))
+    left = next(each.number for each in told if each.number not in {one.user_attrs["hpo:revives"] for one in again})
+    assert revive(opened, left, **{"hpo:until": [4, 0, 0]})
+    study.write_text(study.read_text().replace("{audit: 0.0}", "{folds: none}"))
+    run_hpo("sweep", "--study", "digits", "--trials", "5")
+    assert (trials()[-1].params, trials()[-1].state.name) == (told[left].params, "COMPLETE"), "no rule pauses it now"
+
+
+def test_where_a_promoted_trial_fails_the_next_best_comes_to_the_end_and_with_several_at_once(workplace: Path) -> None:
+    """The first one of all to begin its second fold does."""
+    write_task("if '/fold_1' in os.environ['HPO_JOB_ID'] and not os.path.exists('a'): os.mkdir('a'); raise ValueError")
+    study = workplace / "studies" / "digits.yaml"
+    text = study.read_text().replace("folds: 2", "folds: 3").replace("{epochs: none, folds: none}", "{audit: 0.0}")
+    study.write_text(text + "resources: {max_parallel_trials: 2, devices_per_trial: 1}\n")
+    run_hpo("sweep", "--study", "digits", "--trials", "6", "--set", "task=own:Task")
+    told = trials()
+    [failed] = [trial for trial in told if trial.state.name == "FAIL"]
+    assert failed.user_attrs["hpo:failure"]["kind"] == "user_code"
+    [winner] = [trial for trial in told if trial.state.name == "COMPLETE"]
+    assert winner.params != failed.params and None not in winner.user_attrs["hpo:fold_scores"]
+    [status] = json.loads(run_hpo("status", "--study", "digits", "--json").stdout)
+    assert status["trials"] | {"COMPLETE": 1, "PRUNED": 4, "FAIL": 1} == status["trials"]
+    assert json.loads(run_hpo("best", "--study", "digits", "--json").stdout)["number"] == winner.number
 
 
 def test_train_best_refuses_a_changed_record_and_data_split_otherwise_than_in_the_search(workplace: Path) -> None:

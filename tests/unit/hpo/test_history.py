@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.samplers import GPSampler
+from optuna.samplers import BaseSampler, GPSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -17,7 +17,7 @@ from hpo.ledger import LedgerStorage
 from hpo.step_axis import StepAxis
 from hpo.study import ask, open_study
 from hpo.study_config import SamplerConfig
-from hpo.tally import REVIVES
+from hpo.tally import CONTINUES, REVIVES
 from tests.many_trials import add_finished_trials, define_six
 
 AXIS = StepAxis(2, num_folds=2)
@@ -145,9 +145,32 @@ def test_a_stopped_trial_counts_as_one_that_scored_its_estimate_unless_it_was_ta
         (0.4, TrialState.PRUNED, {}),
         (None, TrialState.PRUNED, {}),
         (0.6, TrialState.PRUNED, {}),
-        (0.7, TrialState.COMPLETE, {REVIVES: 3}),
+        (0.7, TrialState.COMPLETE, {CONTINUES: 3}),
     ):
         study.add_trial(create_trial(state=state, value=value, user_attrs=attributes))
-    seen = [(0, "COMPLETE", 0.5), (1, "COMPLETE", 0.4), (2, "PRUNED", None), (4, "COMPLETE", 0.7)]
-    assert seen_by_sampler(study) == seen
+    seen = [(0, "COMPLETE", 0.5), (1, "COMPLETE", 0.4), (2, "PRUNED", None), (3, "COMPLETE", 0.7)]
+    assert seen_by_sampler(study) == seen, "it was sampled as the third"
     assert [trial.state.name for trial in study.trials[:3]] == ["COMPLETE", "PRUNED", "PRUNED"], "only to the sampler"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "attribute"),
+    [
+        (optuna.samplers.NSGAIISampler(population_size=4, seed=0), "NSGAIISampler:generation"),
+        (optuna.samplers.CmaEsSampler(n_startup_trials=1, popsize=4, seed=0), "cma:generation"),
+    ],
+)
+def test_generations_hold_the_trials_that_others_went_on_with(sampler: BaseSampler, attribute: str) -> None:
+    """Each is paused, and one that goes on with it, whose values are not sampled, comes to its end."""
+    study = optuna.create_study(direction="maximize")
+    for number in range(0, 40, 2):
+        study.sampler = HistorySampler(sampler, AXIS)
+        trial = study.ask()
+        params = {name: trial.suggest_float(name, 0.0, 1.0) for name in ("x", "y")}
+        trial.report(params["x"], 1)
+        study.tell(trial, state=TrialState.PRUNED)
+        study.enqueue_trial(params, user_attrs={CONTINUES: number, REVIVES: number})
+        again = study.ask()
+        study.tell(again, sum(again.suggest_float(name, 0.0, 1.0) for name in params))
+    generations = [each.system_attrs[attribute] for each in study.trials if attribute in each.system_attrs]
+    assert max(generations) >= 3

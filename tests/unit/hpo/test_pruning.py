@@ -194,9 +194,9 @@ def halving_pruner(study: optuna.Study, *, audit: float = 0.0, target: float | N
 
 
 def test_a_new_trial_is_paused_in_the_middle_of_its_first_fold_or_without_halving_never(study: optuna.Study) -> None:
-    assert halving_pruner(study).until(9) == (4, 0)
+    assert halving_pruner(study).until(9) == (5, 0)
     assert pruner_of(study, folds="none").until(9) == (9, 9)
-    assert pruner_of(study, folds="none").promotable(is_end=True) is None
+    assert pruner_of(study, folds="none").promotions(is_end=True) == []
 
 
 def test_the_best_of_the_paused_trials_goes_on_and_one_that_was_stopped_does_not(study: optuna.Study) -> None:
@@ -205,30 +205,29 @@ def test_the_best_of_the_paused_trials_goes_on_and_one_that_was_stopped_does_not
     paused(study, [0.5, 0.6])
     paused(study, [0.5, 0.7])
     pruner = halving_pruner(study)
-    assert pruner.promotable(is_end=False) is None, "others are to come"
-    found = pruner.promotable(is_end=True)
-    assert found is not None
-    assert (found.until, found.to_beat) == ((3, 0), None)
+    assert pruner.promotions(is_end=False) == [], "others are to come"
+    [found] = pruner.promotions(is_end=True)
+    assert (found.until, found.num_jobs, found.to_beat) == ((3, 0), 1, None)
     assert study.trials[found.number].intermediate_values[AXIS.step(0, 2)] == 0.7
 
 
 def test_trials_left_behind_run_on_for_the_audit_when_nothing_else_does(study: optuna.Study) -> None:
     told(study, [0.5, 0.9, 0.9], [0.5, 0.9, 0.9])
     paused(study, [0.5, 0.6])
-    assert halving_pruner(study).promotable(is_end=True) is None
+    assert halving_pruner(study).promotions(is_end=True) == []
     audited = halving_pruner(study, audit=1.0)
-    assert audited.promotable(is_end=False) is None
-    found = audited.promotable(is_end=True)
-    assert found is not None and (found.until, found.to_beat) == ((3, 3), 0.9)
+    assert audited.promotions(is_end=False) == []
+    [found] = audited.promotions(is_end=True)
+    assert (found.until, found.num_jobs, found.to_beat) == ((3, 3), 2, 0.9)
 
 
 def test_a_paused_trial_that_seems_to_reach_the_target_goes_on_to_its_end_at_once(study: optuna.Study) -> None:
     told(study, [0.5, 0.6, 0.8], [0.5, 0.6, 0.8])
     paused(study, [0.5, 0.62])
     paused(study, [0.5, 0.65])
-    assert halving_pruner(study, target=0.9).promotable(is_end=False) is None
-    found = halving_pruner(study, target=0.81).promotable(is_end=False)
-    assert found is not None and found.until == (3, 3), "0.02 and 0.05 ahead of what came to 0.8"
+    assert halving_pruner(study, target=0.9).promotions(is_end=False) == []
+    [found] = halving_pruner(study, target=0.81).promotions(is_end=False)
+    assert found.until == (3, 3), "0.02 and 0.05 ahead of what came to 0.8"
     assert study.trials[found.number].intermediate_values[AXIS.step(0, 2)] == 0.65
 
 

@@ -79,7 +79,7 @@ def recount(study: optuna.Study) -> dict[str, object]:
             if trial.state.is_finished() and not (trial in told and trial.intermediate_values)
         },
         "has new": any(trial.state is TrialState.RUNNING and trial not in revivals for trial in counted),
-        "to revive": any(trial.state is TrialState.WAITING for trial in trials if REVIVES in trial.user_attrs),
+        "to revive": sum(trial.state is TrialState.WAITING for trial in trials if REVIVES in trial.user_attrs),
         "interrupted": {trial.number for trial in trials if trial not in counted},
         "running": [trial._trial_id for trial in counted if trial.state is TrialState.RUNNING],
         "best": max((trial.value for trial in trials if trial.state is TrialState.COMPLETE), default=None),
@@ -119,7 +119,7 @@ def found(tally: Tally, num_trials: int) -> dict[str, object]:
         "taken up": tally.taken_up(),
         "given up": tally.given_up(),
         "has new": tally.has_new(),
-        "to revive": tally.is_one_to_revive(),
+        "to revive": tally.num_to_revive(),
         "reported": sorted(
             str((each.number, each.root, each.params, sorted(each.values.items()), each.fold_scores, each.is_paused))
             for each in tally.reported()

@@ -52,6 +52,7 @@ def result(
     *,
     split_id: str = "same",
     failure: Failure | None = None,
+    paused_at: int | None = None,
 ) -> TrialResult:
     return TrialResult(
         status=status,
@@ -61,6 +62,7 @@ def result(
         world_size=1,
         run_dir=RunDir(Path("anywhere")),
         split_id=split_id,
+        paused_at=paused_at,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hpo.events import JobLabel
 from hpo.trial import JobStatus
 from tests.unit.hpo.cross_validation.folds import criteria, evaluated, failed, leave, result, start
 from training.config import JobConfig
+from training.errors import FailureKind
 
 
 def folds_until(folder: Path, *until: int) -> Folds:
@@ -59,6 +61,37 @@ def test_one_that_comes_to_its_last_fold_is_complete(tmp_path: Path) -> None:
     folds.hear(2, evaluated(0.7, 2))
     folds.finish(2, result(0.7))
     assert folds.is_over and not folds.is_paused and folds.scores == (0.5, 0.6, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        (math.nan, FailureKind.NON_FINITE, "accuracy is nan"),
+        (None, FailureKind.CONFIG, "the task reports no metric 'accuracy'"),
+    ],
+)
+def test_a_score_that_is_missing_at_the_pause_is_a_failure_and_not_a_stop(
+    tmp_path: Path, value: float | None, kind: FailureKind, message: str
+) -> None:
+    """Else a misspelled metric would cost the whole budget, with nothing said."""
+    folds = folds_until(tmp_path, 1, 0, 0)
+    start(folds)
+    if value is not None:
+        folds.hear(0, evaluated(value))
+    folds.finish(0, result(value, JobStatus.STOPPED, paused_at=1))
+    assert folds.failure is not None and folds.failure.kind is kind and message in folds.failure.message
+    assert not folds.is_paused and not folds.stopped
+
+
+def test_how_long_a_fold_takes_is_known_from_the_first_pause_however_early(tmp_path: Path) -> None:
+    config = JobConfig.model_validate({"cross_validation": {"folds": 3}, "training": {"epochs": 9}})
+    label = JobLabel(study="demo", trial=9)
+    folds = Folds(config, tmp_path, label, criteria("accuracy"), lambda fold, epoch, value: "", until=(1, 1, 1))
+    assert folds.epochs_left == 3
+    start(folds)
+    folds.hear(0, evaluated(0.5))
+    assert folds.epochs_left == 2
+    assert folds.share_trained(0, result(0.5, JobStatus.STOPPED, paused_at=1)) == pytest.approx(1 / 9)
 
 
 def test_one_that_was_there_already_is_over_before_it_begins(tmp_path: Path) -> None:

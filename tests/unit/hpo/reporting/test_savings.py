@@ -8,6 +8,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from hpo.reporting.savings import cost_of, false_stops, wilson
+from hpo.study import IDENTITY
 from hpo.tally import AUDIT, CONTINUES, DEVICE_SECONDS, FOLD_SCORES, REVIVES, SAMPLED
 from tests.unit.hpo.reporting.told import complete, several, stopped, study_in
 from training.run_dir import Event, Record, RunDir
@@ -33,6 +34,14 @@ def test_a_trial_that_was_refused_before_its_first_epoch_saved_nothing(tmp_path:
 def test_the_epochs_of_a_trial_may_be_sampled(tmp_path: Path) -> None:
     short = stopped(0.1, **{SAMPLED: {"training.epochs": 1}})
     assert cost_of(study_in(tmp_path, complete(0.5, 0.5), short)).saved_fold_epochs == 1
+
+
+def test_a_trial_that_did_not_sample_its_epochs_has_those_of_the_job(tmp_path: Path) -> None:
+    study = study_in(tmp_path, complete(0.5, 0.5), stopped(0.1, **{SAMPLED: {}}))
+    identity = study.user_attrs[IDENTITY]
+    fixed = {key: value for key, value in identity["config"].items() if key != "training.epochs"}
+    study.set_user_attr(IDENTITY, {**identity, "config": fixed, "base_epochs": 2})
+    assert cost_of(study).saved_fold_epochs == 2 * 2 - 1, "and not the most that are searched"
 
 
 def test_device_seconds_are_of_the_trials_that_say_them(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +63,15 @@ def go_on(field: Field, runner: Runner, rung: int) -> None:
     )
 
 
+def promotable(field: Field, aside: Container[int] = (), *, is_end: bool = False) -> tuple[Runner, int] | None:
+    """The one that goes on first."""
+    return next(iter(HALVING.promotions(field, aside, is_end=is_end)), None)
+
+
 def climb(field: Field, *, is_end: bool) -> dict[int, int]:
     """Promote until nobody is; the rung that each root came to."""
     came_to: dict[int, int] = {}
-    while found := HALVING.promotable(field, is_end=is_end):
+    while found := promotable(field, is_end=is_end):
         runner, rung = found
         assert runner.root not in came_to or rung == came_to[runner.root] + 1
         came_to[runner.root] = rung
@@ -118,7 +123,7 @@ def test_of_half_a_fold_an_eighth_more_go_on() -> None:
     assert epoch_halving(1, 3, 9, 5).places == pytest.approx((1 / 3, 1 / 9))
 
 
-@pytest.mark.parametrize(("epochs", "half"), [(1, 1), (2, 1), (3, 2), (8, 4)])
+@pytest.mark.parametrize(("epochs", "half"), [(1, 1), (2, 1), (3, 2), (5, 3), (8, 4), (9, 5)])
 def test_half_a_fold_is_a_whole_number_of_epochs_and_at_least_one(epochs: int, half: int) -> None:
     assert HALVING.until(0, epochs) == (half, 0, 0)
     assert HALVING.until(2, epochs) == (epochs, epochs, epochs)
@@ -136,7 +141,7 @@ def test_who_comes_later_waits_until_there_are_so_many_times_as_many() -> None:
     climb(field, is_end=False)
     for root in range(FIRST, GROWTH * FIRST - 1):
         add(field, root, [0.5 + root / 100])
-        assert HALVING.promotable(field) is None, root
+        assert promotable(field) is None, root
     add(field, GROWTH * FIRST - 1, [0.1])
     came_to = climb(field, is_end=False)
     assert sum(rung >= 1 for rung in came_to.values()) == 16
@@ -153,9 +158,9 @@ def test_the_lowest_rung_goes_first() -> None:
     """Else the first to come to a rung would take a place of one that is better and still to come."""
     field = field_of([0.3], [0.4])
     add(field, 2, [0.5], half=True)
-    assert HALVING.promotable(field, is_end=True) is not None
+    assert promotable(field, is_end=True) is not None
     order = []
-    while found := HALVING.promotable(field, is_end=True):
+    while found := promotable(field, is_end=True):
         order.append(found[1])
         go_on(field, *found)
     assert order == sorted(order)
@@ -163,11 +168,12 @@ def test_the_lowest_rung_goes_first() -> None:
 
 def test_a_trial_that_is_being_promoted_is_left_out_and_keeps_its_place() -> None:
     field = field_of([0.3], [0.5], [0.4])
-    first = HALVING.promotable(field, is_end=True)
+    first = promotable(field, is_end=True)
     assert first is not None and first[0].number == 11
-    second = HALVING.promotable(field, {11}, is_end=True)
+    assert [runner.number for runner, _ in HALVING.promotions(field, is_end=True)] == [11, 12]
+    second = promotable(field, {11}, is_end=True)
     assert second is not None and second[0].number == 12
-    assert HALVING.promotable(field, {11, 12}, is_end=True) is None
+    assert promotable(field, {11, 12}, is_end=True) is None
 
 
 def test_what_was_stopped_for_good_does_not_go_on_and_takes_no_place() -> None:
@@ -179,12 +185,12 @@ def test_what_was_stopped_for_good_does_not_go_on_and_takes_no_place() -> None:
 def test_where_one_that_went_on_has_failed_the_next_best_takes_its_place() -> None:
     """Else a study could end without a complete trial."""
     field = field_of(*[[score / 100] for score in range(FIRST)])
-    while found := HALVING.promotable(field):
+    while found := promotable(field):
         runner, rung = found
         if rung == 2 and runner.root == 9:
             break
         go_on(field, runner, rung)
-    assert HALVING.promotable(field, {runner.number}) is not None
+    assert promotable(field, {runner.number}) is not None
     field.give_up({runner.number})
     came_to = climb(field, is_end=False)
     assert came_to == {5: 1, 8: 2, 7: 2}
@@ -195,14 +201,14 @@ def test_nobody_goes_on_from_a_rung_before_all_who_are_to_have_come_to_it() -> N
     """However many run side by side: else the first to be back would climb, whoever it is."""
     field = field_of(*[[score / 100] for score in range(FIRST)])
     under_way: list[tuple[Runner, int]] = []
-    while found := HALVING.promotable(field, {runner.number for runner, _ in under_way}):
+    while found := promotable(field, {runner.number for runner, _ in under_way}):
         under_way.append(found)
     assert [runner.root for runner, _ in under_way] == [9, 8, 7, 6]
     for runner, rung in under_way[:0:-1]:
         go_on(field, runner, rung)
-        assert HALVING.promotable(field, {runner.number for runner, _ in under_way}) is None
+        assert promotable(field, {runner.number for runner, _ in under_way}) is None
     go_on(field, *under_way[0])
-    found = HALVING.promotable(field)
+    found = promotable(field)
     assert found is not None and (found[0].root, found[1]) == (9, 2)
 
 
@@ -229,7 +235,7 @@ def test_trials_of_different_epochs_are_compared_at_the_same_share() -> None:
         finals = np.full(3, np.nan)
         field.add([Runner(number=root, root=root, curves=curves, finals=finals, num_epochs=epochs, is_paused=True)])
     assert list(field.means(HALVING.rungs[0])) == [0.3, 0.5]
-    found = HALVING.promotable(field, is_end=True)
+    found = promotable(field, is_end=True)
     assert found is not None and found[0].number == 1
 
 
@@ -241,7 +247,7 @@ def test_a_trial_of_which_one_fold_is_behind_has_not_reached_the_rung() -> None:
     finals = np.full(3, np.nan)
     field.add([Runner(number=0, root=0, curves=curves, finals=finals, num_epochs=EPOCHS, is_paused=True)])
     assert np.isnan(field.means(by_epochs.rungs[0])).all()
-    assert by_epochs.promotable(field, is_end=True) is None
+    assert by_epochs.promotions(field, is_end=True) == []
 
 
 def test_who_cannot_be_promoted_whatever_the_rest_scores_is_hopeless() -> None:
@@ -262,6 +268,25 @@ def test_what_promotions_would_still_take_is_what_they_take() -> None:
     assert int((~np.isnan(field.curves)).sum()) - before == expected
     assert HALVING.epochs_to_climb(field, EPOCHS) == 0
     assert HALVING.share(FIRST, EPOCHS) == int((~np.isnan(field.curves)).sum()) / field.curves.size
+
+
+def test_what_promotions_will_take_when_more_trials_have_come() -> None:
+    field = field_of(*[[score / 100] for score in range(FIRST)])
+    assert HALVING.epochs_to_climb(field, EPOCHS, 2 * FIRST) == 8 * 2 + 4 * 8
+    climb(field, is_end=True)
+    assert HALVING.epochs_to_climb(field, EPOCHS, 2 * FIRST) == 4 * 2 + 2 * 8
+
+
+def test_for_trials_that_were_given_up_no_time_is_kept() -> None:
+    field = field_of([0.3], [0.4])
+    field.give_up({10, 11})
+    assert promotable(field, is_end=True) is None
+    assert HALVING.epochs_to_climb(field, EPOCHS) == 0
+
+
+def test_someone_comes_to_the_end_however_few_may_go_on() -> None:
+    halving = fold_halving(30, 8, 0.03)
+    assert [halving.share(1, 8), halving.share(2, 8)] == [1.0, pytest.approx(0.5 + 0.5 / 60)]
 
 
 def leave_checkpoint(trial: Path, fold: int, size: int) -> None:

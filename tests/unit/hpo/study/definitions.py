@@ -36,6 +36,7 @@ def define(
     sampler: Mapping[str, Any] | None = None,
     objective: Mapping[str, str] | None = None,
     settings: tuple[str, ...] = (),
+    rule: str = "halving",
 ) -> StudyDefinition:
     """A definition as ``load_definition`` makes one, of defaults and ``--set`` arguments."""
     config = StudyConfig.model_validate(
@@ -44,6 +45,7 @@ def define(
             "objective": objective or {"metric": "accuracy", "direction": "maximize"},
             "search_space": space,
             "sampler": {"startup_trials": 3, **(sampler or {"name": "random"})},
+            "stopping": {"folds": rule},
         }
     )
     chosen = settings_layer(settings)

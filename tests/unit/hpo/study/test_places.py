@@ -53,6 +53,19 @@ def test_a_stopped_trial_is_taken_up_in_its_own_place(storage: RDBStorage) -> No
     assert take_place(study, definition, 1) is None
 
 
+def test_where_no_more_are_asked_for_only_stopped_trials_are_taken_up(storage: RDBStorage) -> None:
+    """Else two processes that see one promotion would take it, and sample a new trial."""
+    definition = define()
+    study = open_study(definition, storage)
+    stop_one(study, definition)
+    assert take_place(study, definition, 9, asks=False) is None
+    assert revive(study, 0)
+    taken = take_place(study, definition, 9, asks=False)
+    assert taken is not None and taken[0].user_attrs["hpo:revives"] == 0
+    assert take_place(study, definition, 9, asks=False) is None
+    assert len(study.trials) == 2
+
+
 def test_a_process_that_was_stopped_while_it_asked_holds_up_nobody_for_long(
     storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 from optuna.storages import RDBStorage
 
-from hpo.sampling import grid_size, sampled
+from hpo.sampling import grid_size, sampled, sampler_for
 from hpo.storage import open_storage
 from hpo.study import load_study, open_study
 from tests.unit.hpo.study.definitions import CONDITIONAL, LR, MOMENTUM, NAME, close, define, evaluate
@@ -124,3 +124,15 @@ def test_sampling_outside_a_storage_obeys_conditions_and_pins() -> None:
     assert {each["optimizer.lr"] for each in params} == {0.01}
     assert all(("optimizer.momentum" in each) == (each["optimizer.name"] == "sgd") for each in params)
     assert len({str(each) for each in params}) > 5
+
+
+@pytest.mark.parametrize(("rule", "jointly"), [("halving", set()), ("none", {"optimizer.lr", "optimizer.name"})])
+def test_where_trials_are_halved_each_parameter_is_modelled_by_itself(
+    memory: RDBStorage, rule: str, jointly: set[str]
+) -> None:
+    definition = define({"optimizer.lr": LR, "optimizer.name": NAME}, sampler={"name": "tpe"}, rule=rule)
+    study = open_study(definition, memory)
+    evaluate(study, definition, 4)
+    sampler, trial = sampler_for(definition, 4), study.get_trials()[0]
+    sampler.before_trial(study, trial)
+    assert {*sampler.infer_relative_search_space(study, trial)} == jointly
