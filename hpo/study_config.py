@@ -139,8 +139,8 @@ class SamplerConfig(Section):
     """How hyperparameters are chosen."""
 
     name: Literal["tpe", "random", "gp", "cmaes", "nsga2", "qmc", "grid"] = "tpe"
-    """Optuna's sampler; `grid` needs choices, ints, or floats with a step. All but `cmaes` know several objectives. `tpe`
-    is multivariate, but under halving, whose trials are many, it models each parameter by itself."""
+    """Optuna's sampler; `grid` needs choices, ints, or floats with a step. All but `cmaes` know several objectives.
+    `tpe` is multivariate, but under halving, whose trials are many, it models each parameter by itself."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """The same seed samples the same trials, also when a sweep is continued."""
     startup_trials: Annotated[int, Field(ge=1)] = 10
