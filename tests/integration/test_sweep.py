@@ -254,9 +254,7 @@ def test_few_trials_are_trained_to_the_end_and_each_goes_on_from_where_it_was_pa
     trained = [
         sum(r.event is Event.EVALUATE for r in RunDir(path).records()) for path in workplace.glob("runs/digits/t*/f*")
     ]
-    assert sorted(trained) == [2] * 2 + [4] * 5, (
-        "epochs: half of a fold of two, a fold of two, and three of the winner"
-    )
+    assert sorted(trained) == [2] * 2 + [4] * 5, "epochs: half of a fold of two, a fold of two, and three of the winner"
     [status] = json.loads(run_hpo("status", "--study", "digits", "--json").stdout)
     assert status["trials"]["COMPLETE"] + status["trials"]["PRUNED"] == 5
     best = json.loads(run_hpo("best", "--study", "digits", "--json").stdout)
