@@ -142,7 +142,6 @@ def _join(*parts: str) -> str:
 class _Job:
     """A running job, as far as its records tell."""
 
-    started: float
     epochs: int = 0
     num_steps: int = 0
     epoch: int = 0
@@ -210,7 +209,7 @@ class _Board:
             case events.TrialStarted(number=trial, params=params):
                 self.trials[trial] = _Trial(parameters(params))
             case events.JobStarted(label=label):
-                self.jobs[label] = _Job(self.clock())
+                self.jobs[label] = _Job()
                 self._at_once = max(self._at_once, len(self.jobs))
             case events.JobProgress(label=label, record=record):
                 self.jobs[label].hear(record)

@@ -403,9 +403,7 @@ def halving_of(definition: StudyDefinition) -> Halving | None:
     if config.fidelity is not None:
         epochs = config.fidelity.epochs
         return epoch_halving(epochs.min, epochs.eta, definition.job.training.epochs, num_folds)
-    if config.stopping.folds != "halving":
-        return None
-    return fold_halving(num_folds, definition.max_epochs, config.stopping.keep)
+    return fold_halving(num_folds, definition.max_epochs, config.stopping.keep) if config.halves else None
 
 
 def so_far(until: Sequence[int], epochs: int) -> str:
